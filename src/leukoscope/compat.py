@@ -1,0 +1,56 @@
+"""Third-party quirks, each in one place with its reason."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from leukoscope.errors import InputError
+
+_library: Any = None  # keeps the registered schemas alive
+
+
+def import_timm() -> ModuleType:
+    """timm, importable even where torchvision was built for another torch.
+
+    PyPI's torchvision for Linux is built for CUDA torch. Beside a CPU build its compiled operators
+    don't load, and `import torchvision` fails because the operator schemas are missing. Declaring
+    the two schemas first makes it import; the operators themselves are never called here.
+    """
+    require("torch", "train")
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as problem:
+        if "torchvision::nms" not in str(problem):
+            raise
+        _declare_operators()
+        importlib.import_module("torchvision")
+    return importlib.import_module("timm")
+
+
+def _declare_operators() -> None:
+    global _library
+    import sys
+
+    import torch
+
+    for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say in one sentence how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as problem:
+        if problem.name and problem.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise InputError(
+            f"This needs the package {module!r}, which is not installed",
+            fix=f"Run: pip install 'leukoscope[{extra}]'",
+            field=module,
+        ) from None

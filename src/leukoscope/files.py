@@ -1,0 +1,131 @@
+"""Writing files so that what stands under a name is always whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leukoscope.errors import InputError
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "Free some space or choose another output with -o."),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space or choose another output."),
+    errno.EROFS: ("the file system is read-only", "Choose an output folder you may write to."),
+    errno.EACCES: ("permission is denied", "Choose an output folder you may write to."),
+    errno.EPERM: ("permission is denied", "Choose an output folder you may write to."),
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter output name."),
+    errno.ENOTDIR: ("part of the path is a file", "Choose a path whose parents are folders."),
+    errno.EISDIR: ("a folder stands there", "Choose a file name, not a folder."),
+    errno.ENOENT: ("the folder does not exist", "Create it first or choose another path."),
+    errno.EEXIST: ("a file of that name stands there", "Remove it or choose another output."),
+}
+
+
+@contextlib.contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing `path` into one sentence with the fix (InputError)."""
+    try:
+        yield
+    except OSError as problem:
+        why, fix = _REASONS.get(problem.errno or 0, (problem.strerror or str(problem), ""))
+        raise InputError(
+            f"Can't write {path}: {why}", fix=fix or "Choose another output.", field="output"
+        ) from problem
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it replaces `path` only where the block succeeds.
+
+    A crash, a full disk or ctrl-C leaves the old file, or none, never half a file.
+    """
+    path = Path(path)
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A short name of its own: the target's may already be as long as the file system allows.
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix[-16:], dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def output_folder(path: Path) -> Path:
+    """Create the folder `path` where needed; InputError unless it can be written to."""
+    path = Path(path)
+    with explain_os_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically, UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinity become null, numpy values plain ones."""
+    write_text(path, to_json(value) + "\n")
+
+
+def to_json(value: Any) -> str:
+    """The value as indented JSON text that any reader accepts."""
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """The value with numpy scalars, arrays, paths, tuples and NaN turned into JSON values."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; InputError in one sentence where it is missing or no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"Can't read {path}: {problem}", fix="Check the path.") from None
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise InputError(f"{path} is not JSON: {problem}", fix="Write it anew.") from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,20 @@
+"""Progress bars for long work: on a terminal a bar on stderr, elsewhere silence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items, drawing a bar with the time left where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track as draw
+
+    yield from draw(items, description, total=total, console=Console(stderr=True), transient=True)

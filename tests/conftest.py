@@ -1,0 +1,50 @@
+"""Shared fixtures: where the real images are, and what every test may assume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("LEUKOSCOPE_DATA", REPOSITORY.parent / "shared" / "data"))
+WEIGHTS = DATA.parent / "weights" / "mobilenetv2_100_in1k.safetensors"
+
+
+def _real(folder: str) -> Path:
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"REAL IMAGES ABSENT: {DATA / folder} (set LEUKOSCOPE_DATA)")
+    return DATA / folder
+
+
+@pytest.fixture(scope="session")
+def pbc() -> Path:
+    """8 classes x 300 single cells of PBC, JPEG of about 360 px."""
+    return _real("pbc-mini")
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """364 fields of view of BCCD, 640x480, with boxes and nucleus masks."""
+    return _real("bccd")
+
+
+@pytest.fixture(scope="session")
+def foreign() -> Path:
+    """Images that hold no human white cell: thalassaemia red cells, pig blood."""
+    return _real("novelty")
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights() -> Path:
+    """ImageNet weights of MobileNetV2 with their contract beside them."""
+    if not WEIGHTS.is_file():
+        pytest.skip(f"WEIGHTS ABSENT: {WEIGHTS} (set LEUKOSCOPE_DATA)")
+    return WEIGHTS
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
