@@ -1,0 +1,89 @@
+"""Colour: grey and luminance, the smear's background, white balance and scaling to floats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from leukoscope.imaging.pipeline import transforms
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """Luminance .299 R + .587 G + .114 B (ITU-R BT.601) of uint8 RGB (H, W, 3), uint8 (H, W)."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def with_luminance(image: np.ndarray, luminance: np.ndarray) -> np.ndarray:
+    """The image with its BT.601 luminance replaced by uint8 `luminance` (H, W), chroma kept."""
+    ycrcb = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb)
+    ycrcb[:, :, 0] = luminance
+    return cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)
+
+
+def scale_unit(image: np.ndarray) -> np.ndarray:
+    """uint8 to float32 in [0, 1], same shape: x / 255."""
+    return image.astype(np.float32) / np.float32(255)
+
+
+def scale_symmetric(image: np.ndarray) -> np.ndarray:
+    """uint8 to float32 in [-1, 1], same shape: x / 127.5 - 1."""
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def normalise(
+    image: np.ndarray,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> np.ndarray:
+    """uint8 RGB (H, W, 3) to a network's input: float32 (3, H, W), contiguous.
+
+    (x / 255 - mean) / std per channel, mean and std in units of [0, 1], red first.
+    """
+    spread = np.asarray(std, np.float32)
+    scaled = (scale_unit(image) - np.asarray(mean, np.float32)) / spread
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+
+
+def background_colour(image: np.ndarray) -> np.ndarray:
+    """The unstained background's colour of uint8 RGB (H, W, 3): float64 (3,) in [1, 255].
+
+    The median of the brightest tenth of the pixels by luminance. Glass between the cells is the
+    brightest thing in a bright-field smear, and a tenth of it shows even in a tight crop; a median
+    ignores single glints.
+    """
+    brightness = grey(image)
+    bright = image[brightness >= np.percentile(brightness, 90)]
+    return np.maximum(np.median(bright, axis=0), 1.0)
+
+
+def optical_density(image: np.ndarray, background: np.ndarray | None = None) -> np.ndarray:
+    """Absorbance per channel, -log10(I / background): float32 (H, W, 3), at least 0.
+
+    Beer-Lambert law; proportional to the amount of dye. `background` (3,) is the light without
+    dye, by default `background_colour(image)`; dividing by it is also the white balance.
+    """
+    light = background_colour(image) if background is None else np.asarray(background, np.float64)
+    # One look-up table a channel: 256 logarithms instead of one a pixel.
+    levels = np.log10(np.maximum(np.arange(256, dtype=np.float64), 1.0))
+    table = np.maximum(np.log10(np.maximum(light, 1.0)) - levels[:, None], 0.0)
+    return cv2.LUT(image, table.reshape(1, 256, 3).astype(np.float32))
+
+
+@transforms.register("white_balance")
+def white_balance(
+    image: np.ndarray, *, white: Annotated[int, Field(ge=1, le=255)] = 245
+) -> np.ndarray:
+    """Scale each channel so that the unstained background becomes neutral, at level `white`.
+
+    The von Kries diagonal model with the smear's background (`background_colour`) as the white.
+    """
+    gain = white / background_colour(image)
+    table = np.clip(np.rint(np.arange(256)[:, None] * gain), 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table.reshape(1, 256, 3))

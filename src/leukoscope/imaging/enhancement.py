@@ -1,0 +1,173 @@
+"""Resizing and contrast: what the five recipes do to an image before a network sees it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from leukoscope.imaging.colour import grey, with_luminance
+from leukoscope.imaging.pipeline import Size, transforms
+
+_ENLARGE = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+
+
+def resized(
+    image: np.ndarray, height: int, width: int, enlarge: Literal["linear", "cubic"] = "linear"
+) -> np.ndarray:
+    """An array (H, W) or (H, W, C) at another size: area averages shrink, a spline enlarges.
+
+    Axes that shrink are averaged over the area first, so that nothing aliases even where the
+    other axis grows.
+    """
+    small = min(height, image.shape[0]), min(width, image.shape[1])
+    if small != image.shape[:2]:
+        image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
+    if (height, width) != small:
+        image = cv2.resize(image, (width, height), interpolation=_ENLARGE[enlarge])
+    return image
+
+
+def equalised(channel: np.ndarray) -> np.ndarray:
+    """Global histogram equalisation of a uint8 channel (H, W); one of a single level stays."""
+    return cv2.equalizeHist(channel)
+
+
+def contrast_limited(channel: np.ndarray, clip: float, tiles: int) -> np.ndarray:
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of uint8 (H, W).
+
+    `clip` is the limit in multiples of a uniform histogram's count, `tiles` the number of tiles
+    along each axis (fewer where the image has fewer pixels).
+    """
+    height, width = channel.shape
+    grid = min(tiles, width), min(tiles, height)
+    return cv2.createCLAHE(clipLimit=clip, tileGridSize=grid).apply(channel)
+
+
+def high_boost(channel: np.ndarray, sigma: float, alpha: float, beta: float) -> np.ndarray:
+    """alpha I - beta Laplacian(Gaussian(I)) of a float channel (H, W), float64, not normalised.
+
+    Equations 1 to 3 of Haque et al. 2024 (doi 10.3390/biomedinformatics4020054). `sigma` in
+    pixels, the Gaussian cut at 4 sigma, the Laplacian of four neighbours, borders mirrored.
+    """
+    kernel = 2 * int(4 * sigma + 0.5) + 1
+    original = channel.astype(np.float64)
+    blurred = cv2.GaussianBlur(original, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+    laplacian = cv2.Laplacian(blurred, cv2.CV_64F, ksize=1, borderType=cv2.BORDER_REFLECT_101)
+    return alpha * original - beta * laplacian
+
+
+def min_max(values: np.ndarray) -> np.ndarray:
+    """Stretched to [0, 1], equation 4 of the same paper; all 0 for a constant array."""
+    low, high = float(values.min()), float(values.max())
+    # A range of rounding errors only is no range.
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):
+        return np.zeros_like(values)
+    return (values - low) / (high - low)
+
+
+@transforms.register("resize")
+def resize(
+    image: np.ndarray, *, size: Size = 224, enlarge: Literal["linear", "cubic"] = "linear"
+) -> np.ndarray:
+    """Resize to `size` (an int for a square, or [height, width]) whatever the aspect ratio.
+
+    Shrinks by area averages, enlarges by linear or cubic interpolation.
+    """
+    height, width = _pair(size)
+    return resized(image, height, width, enlarge).copy()
+
+
+@transforms.register("resize_keep_aspect")
+def resize_keep_aspect(
+    image: np.ndarray,
+    *,
+    size: Size = 224,
+    background: Literal["edge", "white"] = "edge",
+    enlarge: Literal["linear", "cubic"] = "linear",
+) -> np.ndarray:
+    """Resize to fit into `size` with the aspect ratio kept, centred on a plain background.
+
+    `edge` fills with the median colour of the outermost pixels, `white` with 255.
+    """
+    height, width = _pair(size)
+    scale = min(height / image.shape[0], width / image.shape[1])
+    inner_height = min(height, max(1, round(image.shape[0] * scale)))
+    inner_width = min(width, max(1, round(image.shape[1] * scale)))
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    if background == "edge":
+        frame = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        canvas[:] = np.rint(np.median(frame, axis=0)).astype(np.uint8)
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    inner = resized(image, inner_height, inner_width, enlarge)
+    canvas[top : top + inner_height, left : left + inner_width] = inner
+    return canvas
+
+
+@transforms.register("equalise_luminance")
+def equalise_luminance(image: np.ndarray) -> np.ndarray:
+    """Global histogram equalisation of the luminance (Y of YCrCb), colour kept (recipe 1)."""
+    return with_luminance(image, equalised(grey(image)))
+
+
+@transforms.register("adaptive_contrast")
+def adaptive_contrast(
+    image: np.ndarray,
+    *,
+    clip: Annotated[float, Field(gt=0, le=100)] = 2.0,
+    tiles: Annotated[int, Field(ge=1, le=64)] = 8,
+) -> np.ndarray:
+    """CLAHE on the lightness L of CIE Lab, colour kept (recipe 4)."""
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    lab[:, :, 0] = contrast_limited(lab[:, :, 0], clip, tiles)
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+
+
+@transforms.register("brightness_contrast")
+def brightness_contrast(
+    image: np.ndarray,
+    *,
+    brightness: Annotated[float, Field(ge=-1, le=1)] = 0.0,
+    contrast: Annotated[float, Field(ge=0, le=10)] = 1.0,
+) -> np.ndarray:
+    """contrast * (x - 127.5) + 127.5 + 255 * brightness, rounded and clipped to 0..255.
+
+    `brightness` is a fraction of the full range, `contrast` a gain about mid-grey; the defaults
+    change nothing.
+    """
+    levels = (np.arange(256) - 127.5) * contrast + 127.5 + 255 * brightness
+    return cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+
+
+@transforms.register("logmh")
+def logmh(
+    image: np.ndarray,
+    *,
+    sigma: Annotated[float, Field(gt=0, le=20)] = 1.0,
+    alpha: Annotated[float, Field(ge=0, le=100)] = 1.0,
+    beta: Annotated[float, Field(ge=0, le=100)] = 1.0,
+    on: Literal["channels", "luminance"] = "channels",
+) -> np.ndarray:
+    """Laplacian of Gaussian, high boost and min-max normalisation (recipe 2, equations 1 to 4).
+
+    `channels` (default) treats each of R, G, B alone and normalises it alone, which is what array
+    code does to an RGB image; `luminance` replaces Y of YCrCb only and keeps the colour. The paper
+    gives neither this choice nor sigma (pixels), alpha and beta: 1, 1, 1 sharpens visibly without
+    drowning the cell. A channel of a single level, where equation 4 is undefined, stays as it is.
+    """
+    if on == "luminance":
+        return with_luminance(image, _logmh(grey(image), sigma, alpha, beta))
+    return np.dstack([_logmh(image[:, :, c], sigma, alpha, beta) for c in range(3)])
+
+
+def _logmh(channel: np.ndarray, sigma: float, alpha: float, beta: float) -> np.ndarray:
+    if channel.min() == channel.max():
+        return channel.copy()
+    boosted = high_boost(channel, sigma, alpha, beta)
+    return np.rint(min_max(boosted) * 255).astype(np.uint8)
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
