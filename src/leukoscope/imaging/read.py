@@ -163,14 +163,12 @@ def _quiet() -> Iterator[None]:
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
     """Decode: upright uint8 RGB."""
     deep = _deep_colour(image, data)
-    tags = dict(getattr(image, "tag_v2", {}).items()) if image.format == "TIFF" else {}
     # The three common formats warn about nothing while decoding and so decode in parallel.
     with contextlib.nullcontext() if image.format in {"JPEG", "PNG", "BMP"} else _quiet():
         image.load()
     if deep:
         rgb = _decode_deep(data)
-        return _upright(rgb, int(tags.get(_ORIENTATION, 1)) if tags else _orientation(image))
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         rgb = np.repeat(_to_8_bit(np.asarray(image))[:, :, None], 3, axis=2)
     elif image.mode in {"I", "F"}:
         raise UnreadableError(
@@ -192,7 +190,10 @@ def _deep_colour(image: Image.Image, data: bytes) -> bool:
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         bits, kind = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
-        return len(bits) >= 3 and set(bits) == {16} and set(kind) == {1}
+        # OpenCV turns some TIFFs and not others. Pillow turns all; its cut to 8 bits is off by one
+        # grey level at most.
+        upright = tags.get(_ORIENTATION, 1) == 1
+        return upright and len(bits) >= 3 and set(bits) == {16} and set(kind) == {1}
     return False
 
 
