@@ -20,15 +20,19 @@ COLOUR_FEATURES: tuple[str, ...] = tuple(
 """Names of the nine values of `colour_moments`, in their order."""
 
 _HASH_INPUT, _HASH_SIDE = 32, 8
+_FRAME_NOISE = 10  # grey levels that compression may add to a uniform frame
+_FRAME_SPECKS = 0.01  # share of a row that must be bright for it to count as content
+_FRAME_SMALLEST = 8  # pixels; less is a speck, not a cell
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """The image in grey, (SIDE, SIDE) uint8, whatever its aspect ratio.
 
     Rotating or flipping the image rotates or flips its thumbnail (up to rounding), because both
-    sides are stretched to SIDE.
+    sides are stretched to SIDE. A uniform dark frame, as around cells cut out on black, is left
+    out: it would spend most of the pixels on nothing and make all such cells look alike.
     """
-    return _shrink(_grey(image), SIDE)
+    return _shrink(_without_dark_frame(_grey(image)), SIDE)
 
 
 def phash(image: np.ndarray) -> str:
@@ -77,6 +81,21 @@ def colour_moments(image: np.ndarray) -> np.ndarray:
 
 def _grey(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+
+
+def _without_dark_frame(grey: np.ndarray) -> np.ndarray:
+    """The box around what is brighter than a uniform border; all of it where there is none."""
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    low, frame, high = np.percentile(border, [2, 50, 98])
+    top = np.percentile(grey[::4, ::4], 99.5)
+    if high - low > _FRAME_NOISE or top - frame < 4 * _FRAME_NOISE:
+        return grey
+    content = grey > frame + (top - frame) / 4
+    rows = np.flatnonzero(content.mean(axis=1) > _FRAME_SPECKS)
+    columns = np.flatnonzero(content.mean(axis=0) > _FRAME_SPECKS)
+    if min(rows.size, columns.size) < _FRAME_SMALLEST:
+        return grey
+    return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _shrink(grey: np.ndarray, side: int) -> np.ndarray:

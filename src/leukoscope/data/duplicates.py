@@ -1,0 +1,333 @@
+"""Pictures that are the same: byte for byte, or rotated, mirrored, brightened, cropped, recoded.
+
+Three steps, each on what is left by the one before, so that no two pictures are compared without
+need and the time grows with n log n:
+
+1. Candidates. Low-frequency DCT magnitudes of the stored thumbnail, unit length: mirroring only
+   changes signs, turning transposes, brightness and contrast are lost. Every picture asks with
+   itself and with its own 90 % crops and saturated versions (all follow from one small matrix
+   product); a forest of random projection trees (Dasgupta and Freund, 2008) answers.
+2. Orientation. The signed coefficients of the pair, correlated over the eight orientations.
+3. Registration. An affine warp by enhanced correlation (Evangelidis and Psarakis, 2008), then the
+   correlation of local detail, which different cells of one shape don't share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from leukoscope.data.signature import SIDE
+
+if TYPE_CHECKING:
+    from leukoscope.data.index import CellIndex
+
+CROP = 0.9  # share of each side that a cropped copy keeps
+BLACK, WHITE = 51, 208  # grey levels beyond which a change by a fifth may saturate
+COARSE, FINE = 8, 12  # frequencies a side for candidates and for orientation
+LEAF, TREES = 512, 6  # pictures a leaf of the forest, trees
+MOST_ASKED, MOST_REGISTERED = 32, 4  # candidates a picture that reach steps 2 and 3
+CANDIDATE, ORIENTED, REGISTERED, DETAIL = 0.955, 0.9, 0.93, 0.86
+FLAT = 2.0  # standard deviation in grey levels below which there is no picture to compare
+_ROWS = 16_384  # rows of one matrix product
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Groups of two or more image names, sorted; `clusters` (n,) numbers each row's group.
+
+    `exact` groups are equal byte for byte. `near` groups hold at least one pair that is not, and
+    the byte-equal copies of their members too. Rows without a duplicate have a cluster of their
+    own.
+    """
+
+    exact: list[list[str]]
+    near: list[list[str]]
+    clusters: np.ndarray
+
+
+def find(cells: CellIndex) -> Duplicates:
+    """Duplicates among the images of an index, from the signatures that it holds."""
+    frame = cells.frame
+    # Byte-equal copies need no comparing: the first of each stands for all.
+    identical = pd.factorize(frame["sha256"])[0]
+    first = np.unique(identical, return_index=True)[1]
+    thumbnails = np.stack([as_thumbnail(frame["thumbnail"].iloc[row]) for row in first])
+    pairs = similar(thumbnails)
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(first),) * 2)
+    clusters = connected_components(graph, directed=False)[1][identical]
+    names = frame["image"].to_numpy(dtype=object)
+    exact = _groups(names, identical)
+    mixed = pd.Series(identical).groupby(clusters).nunique()
+    near = _groups(names, clusters, allowed=set(mixed.index[mixed > 1]))
+    return Duplicates(exact, near, clusters)
+
+
+def as_thumbnail(stored: bytes) -> np.ndarray:
+    """The (SIDE, SIDE) uint8 thumbnail of its stored bytes."""
+    return np.frombuffer(stored, np.uint8).reshape(SIDE, SIDE)
+
+
+def _groups(
+    names: np.ndarray, numbers: np.ndarray, allowed: set[int] | None = None
+) -> list[list[str]]:
+    """Names that share a number, two or more, sorted."""
+    sizes = np.bincount(numbers)
+    shared = np.flatnonzero(sizes[numbers] > 1)
+    members: dict[int, list[str]] = {}
+    for row in shared:
+        if allowed is None or numbers[row] in allowed:
+            members.setdefault(int(numbers[row]), []).append(str(names[row]))
+    return sorted(sorted(group) for group in members.values())
+
+
+def similar(thumbnails: np.ndarray) -> np.ndarray:
+    """Pairs (m, 2) of rows that show the same picture.
+
+    `thumbnails` is (n, SIDE, SIDE) uint8. Deterministic: the random projections have a fixed seed.
+    Flat pictures are never similar to anything.
+    """
+    textured = np.flatnonzero([t.std() >= FLAT for t in thumbnails])
+    if textured.size < 2:
+        return np.empty((0, 2), int)
+    thumbnails = thumbnails[textured]
+    views = np.concatenate([_views(part) for part in _chunks(thumbnails, 2048)])
+    descriptors = np.concatenate([_descriptors(part) for part in _chunks(views, 2048)])
+    asked = _candidates(descriptors, np.random.default_rng(0))
+    oriented = _orientations(views, asked)
+    return textured[[pair for pair in _registered_pairs(thumbnails, oriented)] or _NO_PAIRS]
+
+
+_NO_PAIRS = np.empty((0, 2), int)
+
+
+def _chunks(array: np.ndarray, length: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(array), length):
+        yield array[start : start + length]
+
+
+def _resampling() -> np.ndarray:
+    """DCT bases (4, FINE, SIDE) that see the whole side, or its first, middle or last 90 %."""
+    frequency = np.arange(FINE)[:, None]
+    position = (np.arange(SIDE) + 0.5) / SIDE
+    bases = []
+    for start, length in [(0.0, 1.0), (0.0, CROP), ((1 - CROP) / 2, CROP), (1 - CROP, CROP)]:
+        inside = (position - start) / length
+        # Pixels cut by the crop's edge count with the share that lies within.
+        share = np.clip(
+            np.minimum(position + 0.5 / SIDE, start + length)
+            - np.maximum(position - 0.5 / SIDE, start),
+            0,
+            None,
+        )
+        bases.append(np.cos(np.pi * frequency * inside) * share / length)
+    scale = np.where(frequency == 0, 1, np.sqrt(2))
+    return (np.stack(bases) * scale).astype(np.float32)
+
+
+# (row basis, column basis, saturated): the whole, its nine crops, and the same saturated.
+VIEWS = [
+    (row, column, saturated)
+    for saturated in (False, True)
+    for row, column in [(0, 0), *product((1, 2, 3), repeat=2)]
+]
+
+
+def _views(thumbnails: np.ndarray) -> np.ndarray:
+    """Signed DCT coefficients (n, len(VIEWS), FINE, FINE) float32 of every view, DC left zero."""
+    bases = _resampling().reshape(4 * FINE, SIDE)
+    out = np.empty((len(thumbnails), len(VIEWS), FINE, FINE), np.float32)
+    for saturated in (False, True):
+        grey = thumbnails.astype(np.float32)
+        if saturated:
+            grey = np.clip(grey, BLACK, WHITE)
+        blocks = (bases @ grey @ bases.T).reshape(-1, 4, FINE, 4, FINE)
+        for view, (row, column, tone) in enumerate(VIEWS):
+            if tone == saturated:
+                out[:, view] = blocks[:, row, :, column]
+    out[..., 0, 0] = 0
+    return out
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(length, 1e-6)
+
+
+def _descriptors(views: np.ndarray) -> np.ndarray:
+    """Magnitudes that no orientation changes, unit length, from signed coefficients (..., F, F)."""
+    rows, columns = np.triu_indices(COARSE, k=0)
+    kept = (rows + columns > 0) & (rows + columns < COARSE + 2)
+    rows, columns = rows[kept], columns[kept]
+    size = np.abs(views)
+    one, other = size[..., rows, columns], size[..., columns, rows]
+    # The sum and the difference of a mirrored pair keep the distances that the pair has.
+    both = (one + other) / np.sqrt(2)
+    apart = (np.abs(one - other) / np.sqrt(2))[..., rows != columns]
+    return _unit(np.concatenate([both, apart], axis=-1))
+
+
+def _candidates(descriptors: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+    """Columns one, view, other: for each picture at most MOST_ASKED others like a view of it.
+
+    `descriptors` is (n, views, d), unit length; view 0 is the whole picture.
+    """
+    n, views, _ = descriptors.shape
+    flat = descriptors.reshape(n * views, -1)
+    best = pd.DataFrame({"one": [], "view": [], "other": [], "score": []}).astype(int)
+    for _ in range(TREES):
+        found = [best]
+        for members, rows in _leaves(flat, views, rng):
+            for part in _chunks(rows, _ROWS):
+                found.append(_alike(flat, views, members, part))
+        best = pd.concat([f for f in found if len(f)] or [best])
+        best = best.sort_values(
+            ["one", "score", "other", "view"], ascending=[True, False, True, True]
+        )
+        best = best.drop_duplicates(["one", "other"])
+        best = best[best.groupby("one").cumcount() < MOST_ASKED]
+    return best
+
+
+def _leaves(
+    flat: np.ndarray, views: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One random projection tree: (whole pictures, rows of all views) that end in each leaf."""
+    pending = [(np.arange(0, len(flat), views), np.arange(len(flat)))]
+    while pending:
+        members, rows = pending.pop()
+        if len(members) <= LEAF:
+            yield members, rows
+            continue
+        along = rng.normal(size=flat.shape[1]).astype(np.float32)
+        order = members[np.argsort(flat[members] @ along, kind="stable")]
+        middle = len(order) // 2
+        left = flat[rows] @ along <= flat[order[middle - 1]] @ along
+        pending += [(order[middle:], rows[~left]), (order[:middle], rows[left])]
+
+
+def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
+    scores = flat[rows] @ flat[members].T
+    hits = scores >= CANDIDATE
+    hits &= rows[:, None] // views != members // views
+    crowded = np.flatnonzero(hits.sum(axis=1) > MOST_ASKED)
+    if crowded.size:
+        shown = np.where(hits[crowded], scores[crowded], -1)
+        least = np.partition(shown, -MOST_ASKED, axis=1)[:, -MOST_ASKED]
+        hits[crowded] &= scores[crowded] >= least[:, None]
+    row, member = np.nonzero(hits)
+    return pd.DataFrame(
+        {
+            "one": rows[row] // views,
+            "view": rows[row] % views,
+            "other": members[member] // views,
+            "score": scores[row, member],
+        }
+    )
+
+
+def _orientations(views: np.ndarray, asked: pd.DataFrame) -> pd.DataFrame:
+    """The pairs that correlate in some orientation; adds it, at most MOST_REGISTERED a picture."""
+    one, view, other = (asked[c].to_numpy(dtype=int) for c in ("one", "view", "other"))
+    scores = np.zeros((len(asked), 8), np.float32)
+    for start in range(0, len(asked), _ROWS):
+        part = slice(start, start + _ROWS)
+        left = _unit(views[one[part], view[part]].reshape(len(one[part]), -1))
+        right = _unit(views[other[part], 0].reshape(len(one[part]), -1)).reshape(-1, FINE, FINE)
+        for orientation in range(8):
+            turned = _oriented(right, orientation, signs=True).reshape(left.shape)
+            scores[part, orientation] = np.einsum("nd,nd->n", left, turned)
+    pairs = pd.DataFrame({"one": one, "view": view, "other": other})
+    pairs["orientation"] = scores.argmax(axis=1)
+    pairs["score"] = scores.max(axis=1)
+    pairs = pairs[pairs["score"] >= ORIENTED]
+    # A pair found from both ends is registered once, from the end where it fits better.
+    pairs["low"], pairs["high"] = np.sort(pairs[["one", "other"]].to_numpy(), axis=1).T
+    pairs = pairs.sort_values(["score", "low", "high", "view"], ascending=[False, True, True, True])
+    pairs = pairs.drop_duplicates(["low", "high"])
+    return pairs[pairs.groupby("one").cumcount() < MOST_REGISTERED]
+
+
+def _registered_pairs(thumbnails: np.ndarray, pairs: pd.DataFrame) -> Iterator[tuple[int, int]]:
+    columns = ["one", "view", "other", "orientation"]
+    for one, view, other, orientation in pairs[columns].itertuples(index=False):
+        turned = _oriented(thumbnails[other], orientation, signs=False).astype(np.float32)
+        grey, detail = _registered(_seen(thumbnails[one], view), np.ascontiguousarray(turned))
+        if grey >= REGISTERED and detail >= DETAIL:
+            yield one, other
+
+
+def _oriented(array: np.ndarray, orientation: int, signs: bool) -> np.ndarray:
+    """The array (..., m, m) in one of eight orientations; `signs` where it holds coefficients."""
+    if orientation & 4:
+        array = np.swapaxes(array, -1, -2)
+    if signs:
+        odd = np.where(np.arange(array.shape[-1]) % 2, -1, 1).astype(array.dtype)
+        array = array * odd[:, None] if orientation & 2 else array
+        return array * odd if orientation & 1 else array
+    array = array[..., ::-1, :] if orientation & 2 else array
+    return array[..., ::-1] if orientation & 1 else array
+
+
+def _detail(grey: np.ndarray) -> np.ndarray:
+    """What is left of a grey float32 image without its broad shading, in units of local spread."""
+    smooth = cv2.GaussianBlur(grey, (0, 0), 0.8)
+    broad = cv2.GaussianBlur(smooth, (0, 0), 3)
+    high = smooth - broad
+    spread = np.sqrt(cv2.GaussianBlur(high * high, (0, 0), 4))
+    return high / (spread + 3)
+
+
+def _registered(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Correlations (-1 to 1) of grey and of detail after the best affine warp of `other` on `one`.
+
+    Both float32 (SIDE, SIDE). (0, 0) where no warp close to the identity is found.
+    """
+    start = np.eye(2, 3, dtype=np.float32)
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
+    try:
+        _, warp = cv2.findTransformECC(one, other, start, cv2.MOTION_AFFINE, criteria, None, 3)
+    except cv2.error:  # it says so by an error where the two have nothing in common
+        return 0.0, 0.0
+    if np.abs(warp[:, :2] - np.eye(2)).max() > 0.15 or np.abs(warp[:, 2]).max() > SIDE / 6:
+        return 0.0, 0.0
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpAffine(other, warp, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REFLECT)
+    inside = cv2.warpAffine(np.ones_like(other), warp, (SIDE, SIDE), flags=flags) > 0.99
+    inside[[0, -1]] = inside[:, [0, -1]] = False
+    return (
+        _correlation(one[inside], warped[inside]),
+        _correlation(_detail(one)[inside], _detail(warped)[inside]),
+    )
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    return float((one @ other) / max(np.sqrt((one @ one) * (other @ other)), 1e-6))
+
+
+def _seen(thumbnail: np.ndarray, view: int) -> np.ndarray:
+    """A view of a thumbnail as a picture of its own, float32 (SIDE, SIDE)."""
+    row, column, saturated = VIEWS[view]
+    grey = thumbnail.astype(np.float32)
+    if saturated:
+        grey = np.clip(grey, BLACK, WHITE)
+    if not row:
+        return grey
+    start = [(1 - CROP) / 2 * (part - 1) * SIDE + (CROP - 1) / 2 for part in (column, row)]
+    warp = np.array([[CROP, 0, start[0]], [0, CROP, start[1]]])
+    return cv2.warpAffine(
+        grey,
+        warp,
+        (SIDE, SIDE),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
