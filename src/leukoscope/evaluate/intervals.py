@@ -144,23 +144,30 @@ def difference(
     images. groups and groups_b likewise (groups_b defaults to groups where the images are shared).
     Each metric is taken over the model's own images; a patient drawn twice counts twice in both.
     """
-    ids, ids_b, groups, groups_b = _paired(a, b, groups, images, images_b, groups_b)
-    keys = _keys(groups, ids) + _keys(groups_b, ids_b)
+    ids: Sequence[Any] = range(len(a)) if images is None else images
+    ids_b: Sequence[Any] = ids if images_b is None else images_b
+    if groups_b is None and images_b is None:
+        groups_b = groups
+    owners = _owners(a, ids, groups, "images") | _owners(b, ids_b, groups_b, "images_b")
+    everyone = [*ids, *ids_b]
+    keys = unit_keys([owners.get(image) for image in everyone], everyone)
     units = np.unique(np.array(keys), return_inverse=True)[1]
     count = _count(units)
-    both = (a, units[: len(a)]), (b, units[len(a) :])
     values_a, values_b = scalars(a)[0], scalars(b)[0]
-    names = [name for name in _defined(a, metrics) if values_b[name] is not None]
-    blank = dict.fromkeys(metrics or values_a)
-    result: dict[str, dict[str, float | None]] = {
-        name: {"value": None, "low": None, "high": None} for name in blank
+    gaps = {
+        name: x - y
+        for name in _known(metrics) or values_a
+        if (x := values_a[name]) is not None and (y := values_b[name]) is not None
     }
-    drawn = _resampled(list(both), count, names, resamples, seed) if count > 1 else None
-    for name in names:
-        result[name]["value"] = float(values_a[name] or 0) - float(values_b[name] or 0)
-        interval = _expanded(drawn[0][name] - drawn[1][name], count, level) if drawn else None
-        if interval:
-            result[name]["low"], result[name]["high"] = interval
+    both = [(a, units[: len(a)]), (b, units[len(a) :])]
+    drawn = _resampled(both, count, list(gaps), resamples, seed) if count > 1 else None
+    result: dict[str, dict[str, float | None]] = {}
+    for name in metrics or values_a:
+        interval = None
+        if drawn and name in gaps:
+            interval = _expanded(drawn[0][name] - drawn[1][name], count, level)
+        low, high = interval or (None, None)
+        result[name] = {"value": gaps.get(name), "low": low, "high": high}
     return result
 
 
@@ -171,16 +178,20 @@ def _is_missing(group: Any) -> bool:
     return group is None or group != group or group == ""  # NaN is what pandas makes of None
 
 
-def _keys(groups: Groups | None, ids: Sequence[Any]) -> list[str]:
-    """A name for each image's resampling unit: its patient, or itself."""
-    if groups is None:
-        return [f"image:{image}" for image in ids]
+def _same_count(groups: Groups, ids: Sequence[Any]) -> None:
     if len(groups) != len(ids):
         raise InputError(
             f"Got {len(groups)} groups for {len(ids)} predictions",
             fix="Give one patient (or None) an image.",
             field="groups",
         )
+
+
+def unit_keys(groups: Groups | None, ids: Sequence[Any]) -> list[str]:
+    """A name for each image's resampling unit: its patient, or itself."""
+    if groups is None:
+        return [f"image:{image}" for image in ids]
+    _same_count(groups, ids)
     return [
         f"image:{image}" if _is_missing(group) else f"patient:{group}"
         for group, image in zip(groups, ids, strict=True)
@@ -191,37 +202,29 @@ def _units(predictions: Predictions, groups: Groups | None) -> np.ndarray:
     """(n,) the number of each image's resampling unit, from 0."""
     if groups is None:
         return np.arange(len(predictions))
-    return np.unique(np.array(_keys(groups, range(len(predictions)))), return_inverse=True)[1]
+    return np.unique(np.array(unit_keys(groups, range(len(predictions)))), return_inverse=True)[1]
 
 
 def _count(units: np.ndarray) -> int:
     return int(units.max()) + 1
 
 
-def _paired(
-    a: Predictions,
-    b: Predictions,
-    groups: Groups | None,
-    images: Sequence[str] | None,
-    images_b: Sequence[str] | None,
-    groups_b: Groups | None,
-) -> tuple[Sequence[Any], Sequence[Any], Groups | None, Groups | None]:
-    """Ids and groups of both sets, checked: every set has one id an image, none twice."""
-    ids: Sequence[Any] = range(len(a)) if images is None else images
-    ids_b = ids if images_b is None else images_b
-    if groups_b is None and images_b is None:
-        groups_b = groups
-    elif groups_b is None and groups is not None:
-        known = dict(zip(ids, groups, strict=True))
-        groups_b = [known.get(image) for image in ids_b]
-    for name, own, predictions in (("images", ids, a), ("images_b", ids_b, b)):
-        if len(own) != len(predictions) or len(set(own)) != len(own):
-            raise InputError(
-                f"Got {len(set(own))} different image ids for {len(predictions)} predictions",
-                fix="Name every image once; two models on different images need both lists.",
-                field=name,
-            )
-    return ids, ids_b, groups, groups_b
+def _owners(
+    predictions: Predictions, ids: Sequence[Any], groups: Groups | None, field: str
+) -> dict[Any, Any]:
+    """The known patient of each image; InputError unless every image is named once."""
+    if len(ids) != len(predictions) or len(set(ids)) != len(ids):
+        raise InputError(
+            f"Got {len(ids)} image ids, {len(set(ids))} of them different, "
+            f"for {len(predictions)} predictions",
+            fix="Name every image once; models on different images need a list each.",
+            field=field,
+        )
+    if groups is None:
+        return {}
+    _same_count(groups, ids)
+    pairs = zip(ids, groups, strict=True)
+    return {image: group for image, group in pairs if not _is_missing(group)}
 
 
 # --- resampling -----------------------------------------------------------------------------------
@@ -293,7 +296,7 @@ def _tables(
     for contributions, own in shared.items():
         rows = contributions(predictions)
         by_unit = np.zeros((count, rows.shape[1]))
-        by_unit[present] = np.add.reduceat(rows[order], starts, axis=0)
+        by_unit[present] = np.add.reduceat(rows[order], starts, axis=0, dtype=np.float64)
         tables.append(_Sums(by_unit, own))
     return tables
 
@@ -337,9 +340,14 @@ def _checked(level: float) -> float:
     return level
 
 
-def _defined(predictions: Predictions, names: Sequence[str] | None) -> list[str]:
-    """The wanted metrics (unknown ones raise) that these predictions define."""
+def _known(names: Sequence[str] | None) -> Sequence[str] | None:
+    """The names as they are; UnknownNameError for one that is no metric."""
     for name in names or ():
         _ = metrics[name]
+    return names
+
+
+def _defined(predictions: Predictions, names: Sequence[str] | None) -> list[str]:
+    """The wanted metrics that these predictions define."""
     values = scalars(predictions)[0]
-    return [name for name in (names or values) if values[name] is not None]
+    return [name for name in (_known(names) or values) if values[name] is not None]
