@@ -1,0 +1,417 @@
+"""The index: one row an image, with everything later steps need so that they decode nothing again.
+
+`cells.parquet` has the columns image (path relative to the root, with slashes), label, patient,
+slide, source, mask (null where unknown), width, height (pixels), sha256 (of the file), phash,
+thumbnail and colour (see data.signature), and, for a quick second run, size (bytes) and mtime_ns
+of the file. The file's metadata holds, as JSON under the key `leukoscope`, the data set's name,
+licence, citation, root, layout and unreadable files.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leukoscope import __version__
+from leukoscope.data.datasets import UNKNOWN_LICENCE, datasets
+from leukoscope.data.layouts import Row, detect, is_data_set, parse
+from leukoscope.data.signature import SIDE, colour_moments, phash, thumbnail
+from leukoscope.data.tree import Tree, scan
+from leukoscope.errors import InputError, UnreadableError, some
+from leukoscope.files import atomic, explain_os_errors, output_folder
+from leukoscope.imaging.read import read_bytes, read_bytes_image
+from leukoscope.progress import track
+
+FORMAT = 1
+"""Raised when the columns, or what a signature means, change: older facts are then read anew."""
+
+_TEXT = ("image", "label", "patient", "slide", "source", "mask")
+_SCHEMA = {
+    **dict.fromkeys(_TEXT, pa.string()),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "sha256": pa.string(),
+    "phash": pa.string(),
+    "thumbnail": pa.binary(),
+    "colour": pa.list_(pa.float64()),
+    "size": pa.int64(),
+    "mtime_ns": pa.int64(),
+}
+_FROM_PIXELS = ("width", "height", "sha256", "phash", "thumbnail", "colour")
+_FACTS = (*_FROM_PIXELS, "size", "mtime_ns")
+_NUMBERS = ("width", "height", "size", "mtime_ns")
+_KEY = b"leukoscope"
+_MAKE = "Make one with: leukoscope index FOLDER -o cells.parquet"
+
+Facts = dict[str, Any]
+"""What one file's bytes tell: _FACTS, or the single key `why` where it can't be read."""
+
+
+@dataclass(frozen=True)
+class CellIndex:
+    """An index in memory; `frame` has the columns named above, null text is None.
+
+    `root` is absolute; `unreadable` lists the files left out as {image, why}.
+    """
+
+    frame: pd.DataFrame
+    root: Path
+    name: str
+    licence: str
+    citation: str
+    layout: str
+    unreadable: list[dict[str, str]]
+
+    def path(self, image: str) -> Path:
+        """Where an image (or mask) of the index lies."""
+        return self.root / image
+
+
+def index(src: Path, out: Path, *, layout: str = "auto", workers: int | None = None) -> CellIndex:
+    """Index the images of `src` (a folder, csv or npz) into the file `out`.
+
+    `layout` is a registered layout or `auto`; `workers` the number of threads (default: one a
+    core). Where `out` stands already only files whose size or time changed are read; a run cut
+    short is continued. Nothing under `src` is changed. Raises InputError where `src` is not laid
+    out as said, holds no readable image, or `out` can't be written.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; allowed: 1 or more", field="workers")
+    tree = scan(Path(src))
+    tree = replace(tree, src=tree.src.resolve())
+    out = Path(out).absolute()
+    name = detect(tree) if layout == "auto" else layout
+    output_folder(out.parent)  # fails now rather than after an hour of reading
+    images = out.parent / f"{out.stem}-images"
+    rows = parse(name, tree.src, images)
+    root = _root(tree.src, images, rows)
+    named, unreadable = _named(rows, root)
+    journal = out.parent / f".{out.name}.partial"
+    facts = _read_all(sorted(named), root, _known(out, root), journal, workers)
+    unreadable += [{"image": i, "why": f["why"]} for i, f in facts.items() if "why" in f]
+    unreadable.sort(key=lambda entry: entry["image"])
+    frame = _frame(named, facts, root)
+    if frame.empty:
+        journal.unlink(missing_ok=True)
+        raise _nothing_readable(str(src), unreadable)
+    title, licence, citation = _origin(name, tree)
+    save(CellIndex(frame, root, title, licence, citation, name, unreadable), out)
+    journal.unlink(missing_ok=True)
+    return load(out)
+
+
+def _root(src: Path, images: Path, rows: Sequence[Row]) -> Path:
+    if rows and rows[0].image.parent == images:
+        return images
+    return src if src.is_dir() else src.parent
+
+
+def _named(rows: Iterable[Row], root: Path) -> tuple[dict[str, Row], list[dict[str, str]]]:
+    """The rows by their image's name in the index, and those whose name can't be stored."""
+    named, unreadable = {}, []
+    for row in rows:
+        image = _relative(row.image, root)
+        try:
+            image.encode()
+        except UnicodeEncodeError:
+            shown = image.encode("utf-8", "backslashreplace").decode()
+            why = "its name is not valid UTF-8: rename it"
+            unreadable.append({"image": shown, "why": why})
+        else:
+            named[image] = row
+    return named, unreadable
+
+
+def _relative(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def _nothing_readable(src: str, unreadable: Sequence[Mapping[str, str]]) -> InputError:
+    reasons = some([f"{entry['image']} ({entry['why']})" for entry in unreadable], 3)
+    return InputError(
+        f"None of the {len(unreadable)} images of {src} can be read: {reasons}",
+        fix="Check the files, or give another folder.",
+        field="src",
+    )
+
+
+def _origin(layout: str, tree: Tree) -> tuple[str, str, str]:
+    """Name, licence and citation: those of a known data set only where it is for sure that one."""
+    if is_data_set(layout, tree):
+        for known in datasets.values():
+            if known.layout == layout:
+                return known.name, known.licence, known.citation
+    own = tree.src.name if tree.src.is_dir() else tree.src.stem
+    return own or "images", UNKNOWN_LICENCE, UNKNOWN_LICENCE
+
+
+# --- reading the files -------------------------------------------------------------------------
+
+
+def examine(path: Path) -> Facts:
+    """Everything the index keeps about one file, read and decoded once; or {why}."""
+    try:
+        data = read_bytes(path)
+        image = read_bytes_image(data)
+        status = path.stat()
+    except UnreadableError as problem:
+        return {"why": problem.message}
+    return {
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "phash": phash(image),
+        "thumbnail": thumbnail(image).tobytes(),
+        "colour": colour_moments(image).tolist(),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
+
+
+def _read_all(
+    images: Sequence[str], root: Path, known: dict[str, Facts], journal: Path, workers: int | None
+) -> dict[str, Facts]:
+    """Facts of every image: known ones where the file is unchanged, the others read in parallel."""
+    head = json.dumps({"format": FORMAT, "side": SIDE, "root": str(root)})
+    finished = _resume(journal, head)
+    known |= finished
+    facts = {i: known[i] for i in images if i in known and _unchanged(root / i, known[i])}
+    todo = [image for image in images if image not in facts]
+    if not todo:
+        return facts
+    with (
+        explain_os_errors(journal),
+        journal.open("a" if finished else "w", encoding="utf-8") as log,
+    ):
+        log.write(head + "\n")  # a line of its own also behind one that was cut short
+        seen = _parallel(examine, [root / image for image in todo], workers)
+        for image, found in track(zip(todo, seen, strict=True), "Reading images", len(todo)):
+            facts[image] = found
+            if "why" not in found:
+                text = base64.b64encode(found["thumbnail"]).decode()
+                log.write(json.dumps({"image": image, **found, "thumbnail": text}) + "\n")
+    return facts
+
+
+def _parallel(
+    function: Callable[[Path], Facts], paths: Sequence[Path], workers: int | None
+) -> Iterator[Facts]:
+    """Results in order. Threads: decoding and hashing release the interpreter's lock."""
+    pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
+    try:
+        yield from pool.map(function, paths)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # ctrl-C does not wait for 80,000 images
+
+
+def _unchanged(path: Path, facts: Facts) -> bool:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return False
+    return status.st_size == facts["size"] and status.st_mtime_ns == facts["mtime_ns"]
+
+
+def _resume(journal: Path, head: str) -> dict[str, Facts]:
+    """What a run that was cut short had finished; its last line may be half written."""
+    found: dict[str, Facts] = {}
+    try:
+        lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return found
+    if lines[0] != head:
+        return found
+    for line in lines[1:]:
+        try:
+            entry = json.loads(line)
+            entry["thumbnail"] = base64.b64decode(entry["thumbnail"], validate=True)
+            found[entry["image"]] = {name: entry[name] for name in _FACTS}
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _known(out: Path, root: Path) -> dict[str, Facts]:
+    """Facts that an earlier index at `out` holds about the same folder."""
+    try:
+        metadata = _metadata(pq.read_schema(out))
+        same = metadata.get("format") == FORMAT and metadata.get("side") == SIDE
+        if not same or metadata.get("root") != str(root):
+            return {}
+        columns = pq.read_table(out, columns=["image", *_FACTS]).to_pylist()
+    except (OSError, pa.ArrowException):
+        return {}
+    return {c["image"]: c for c in columns if all(c[name] is not None for name in _FACTS)}
+
+
+def _frame(named: Mapping[str, Row], facts: Mapping[str, Facts], root: Path) -> pd.DataFrame:
+    """The table, sorted by image, of what could be read."""
+    images = [image for image in sorted(named) if "why" not in facts[image]]
+    columns: dict[str, list[Any]] = {
+        "image": images,
+        "label": [named[i].label for i in images],
+        "patient": [named[i].patient for i in images],
+        "slide": [named[i].slide for i in images],
+        "source": [named[i].source for i in images],
+        "mask": [_relative(m, root) if (m := named[i].mask) else None for i in images],
+        **{name: [facts[i][name] for i in images] for name in _FACTS},
+    }
+    return _typed(columns)
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+def save(cells: CellIndex, path: Path) -> None:
+    """Write the index to `path` atomically; InputError where that can't be."""
+    path = Path(path).absolute()
+    table = pa.Table.from_pandas(cells.frame, preserve_index=False)
+    fields = [pa.field(f.name, _SCHEMA.get(f.name, f.type)) for f in table.schema]
+    metadata = {
+        "format": FORMAT,
+        "version": __version__,
+        "side": SIDE,
+        "name": cells.name,
+        "licence": cells.licence,
+        "citation": cells.citation,
+        "root": str(cells.root),
+        "root_from_index": _relative(cells.root, path.parent),
+        "layout": cells.layout,
+        "unreadable": cells.unreadable,
+    }
+    table = table.cast(pa.schema(fields)).replace_schema_metadata({_KEY: json.dumps(metadata)})
+    with atomic(path) as temporary, temporary.open("wb") as handle:
+        pq.write_table(table, handle, compression="zstd")
+
+
+def load(path: Path) -> CellIndex:
+    """Read an index, also one that another tool wrote with the columns image and label alone.
+
+    Where the stored root is gone, the same folder relative to the index file is taken. Missing
+    patient, slide, source and mask become None; missing facts about the pixels are read from the
+    files, and files that can't be read are moved to `unreadable`. Raises InputError where it is no
+    such file.
+    """
+    path = Path(path)
+    table = _read_parquet(path)
+    metadata = _metadata(table.schema)
+    if metadata.get("format", FORMAT) > FORMAT:
+        raise InputError(f"{path} was made by a newer Leukoscope", fix="Update, or index anew.")
+    frame = _typed({name: table[name].to_pylist() for name in table.column_names})
+    _check(frame, path)
+    stored, beside = metadata.get("root", "."), metadata.get("root_from_index", ".")
+    here = path.absolute().parent
+    root = next((r for r in (here / stored, here / beside) if r.is_dir()), here / stored)
+    cells = CellIndex(
+        frame=frame,
+        root=Path(os.path.normpath(root)),
+        name=metadata.get("name", path.stem),
+        licence=metadata.get("licence", UNKNOWN_LICENCE),
+        citation=metadata.get("citation", UNKNOWN_LICENCE),
+        layout=metadata.get("layout", "foreign"),
+        unreadable=metadata.get("unreadable", []),
+    )
+    return cells if _complete(frame) else _completed(cells, path)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on names that are too long
+        got = "a folder" if os.path.isdir(path) else "nothing there"  # noqa: PTH112
+        raise InputError(f"{path} is no index: {got}", fix=_MAKE, field="cells")
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as problem:
+        why = str(problem).split("\n")[0].split(". ")[0]
+        raise InputError(
+            f"{path} is no index: it is no parquet file ({why})", fix=_MAKE, field="cells"
+        ) from None
+
+
+def _metadata(schema: pa.Schema) -> dict[str, Any]:
+    try:
+        found = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _typed(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
+    """Columns of the contract in order and type, then any others; null text is None."""
+    frame = {}
+    absent = [None] * len(next(iter(columns.values()), []))
+    for name in _TEXT:
+        values = [_text(value) for value in columns.get(name, absent)]
+        frame[name] = pd.Series(values, dtype=object)
+    for name, values in columns.items():
+        if name not in frame:
+            number = name in _NUMBERS and all(isinstance(value, int) for value in values)
+            dtype = "int64" if number else object if name in _SCHEMA else None
+            frame[name] = pd.Series(values, dtype=dtype)
+    return pd.DataFrame(frame)
+
+
+def _text(value: Any) -> str | None:
+    """A cell as text: null and blank are None, and the patient 7.0 of a float column is 7."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if str(value).strip() else None
+
+
+def _check(frame: pd.DataFrame, path: Path) -> None:
+    """InputError unless every row has an image of its own and a label."""
+    for column in ("image", "label"):
+        if frame[column].isna().all():
+            raise InputError(
+                f"{path} is no index: it has no column {column!r} with values in it",
+                fix=_MAKE,
+                field=column,
+            )
+        empty = frame.index[frame[column].isna()]
+        if len(empty):
+            raise InputError(
+                f"{path} has no {column} in row {some([str(row + 1) for row in empty])}",
+                fix="Fill or remove these rows.",
+                field=column,
+            )
+    twice = frame["image"][frame["image"].duplicated()]
+    if len(twice):
+        raise InputError(
+            f"{path} lists an image more than once: {some(list(twice.unique()))}",
+            fix="Keep one row an image.",
+            field="image",
+        )
+
+
+def _complete(frame: pd.DataFrame) -> bool:
+    if not set(_FROM_PIXELS) <= set(frame.columns):
+        return False
+    lengths = frame["thumbnail"].map(lambda value: len(value) if isinstance(value, bytes) else 0)
+    return bool((lengths == SIDE * SIDE).all() and frame[list(_FROM_PIXELS)].notna().all(axis=None))
+
+
+def _completed(cells: CellIndex, path: Path) -> CellIndex:
+    """The same index with every fact read from the files."""
+    images = list(cells.frame["image"])
+    seen = _parallel(examine, [cells.path(image) for image in images], None)
+    facts = list(track(seen, "Reading images", len(images)))
+    bad = [{"image": i, "why": f["why"]} for i, f in zip(images, facts, strict=True) if "why" in f]
+    if len(bad) == len(images):
+        raise _nothing_readable(str(path), bad)
+    kept = cells.frame[["why" not in f for f in facts]].reset_index(drop=True)
+    read = [f for f in facts if "why" not in f]
+    columns = {name: list(kept[name]) for name in kept.columns}
+    columns |= {name: [f[name] for f in read] for name in _FACTS}
+    return replace(cells, frame=_typed(columns), unreadable=[*cells.unreadable, *bad])
