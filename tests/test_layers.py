@@ -21,7 +21,7 @@ LAYERS = [
     {"data"},
     {"imaging"},
     {"evaluate"},
-    {"errors", "registry", "compat", "files", "progress"},
+    {"errors", "registry", "compat", "files", "parallel", "progress"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 MODULES = sorted(SOURCE.rglob("*.py"))

@@ -1,0 +1,171 @@
+"""`predict`: files, folders and globs in; one row an image out, whatever the files are like."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from leukoscope.bundle.contract import Contract
+from leukoscope.bundle.inference import Answers, Reader
+from leukoscope.errors import InputError, UnreadableError
+from leukoscope.files import atomic, plain
+from leukoscope.imaging.read import IMAGE_SUFFIXES
+from leukoscope.progress import track
+
+ROWS = 512  # rows held before they are written
+
+
+def find_images(given: Sequence[str | Path]) -> list[Path]:
+    """The files behind paths, folders (all images below them) and globs, sorted, each once.
+
+    A file named itself is taken whatever its suffix. Raises InputError where nothing is found.
+    """
+    found: dict[Path, None] = {}
+    for item in given:
+        path = Path(item)
+        if path.is_dir():
+            found |= dict.fromkeys(_below(path))
+        elif path.exists() or path.is_symlink():
+            found[path] = None
+        else:
+            matches = sorted(glob.glob(str(item), recursive=True))  # noqa: PTH207 - absolute too
+            if not matches:
+                raise InputError(
+                    f"Nothing at {str(item)!r}: no file, folder or match",
+                    fix="Give images, folders of images, or a glob such as 'smear/*.jpg'.",
+                    field="path",
+                )
+            found |= dict.fromkeys(find_images(matches)) if matches != [str(item)] else {}
+    if not found:
+        raise InputError(
+            f"No images in {', '.join(map(str, given)) or 'nothing'}",
+            fix=f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}.",
+            field="path",
+        )
+    return list(found)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Images below a folder, sorted; links to folders aren't followed, so circles can't hang."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            yield path
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    """The columns of a prediction file."""
+    probabilities = [f"prob_{name}" for name in classes]
+    return ["image", "predicted", "confidence", *probabilities, "prediction_set", "novelty",
+            "flag", "error"]  # fmt: skip
+
+
+def row(path: Path, answer: Answers | UnreadableError, contract: Contract) -> dict[str, Any]:
+    """One row: what the model says about one image, or why it can't say anything.
+
+    `prediction_set` joins class names by '|'. `novelty` above 1 is novel. `flag` is empty,
+    `doubtful` (the prediction set isn't a single class), `novel` or `unreadable`.
+    """
+    blank: dict[str, Any] = dict.fromkeys(columns(contract.classes))
+    if isinstance(answer, UnreadableError):
+        return blank | {"image": str(path), "flag": "unreadable", "error": answer.message}
+    probs, inside = answer.probs[0], answer.sets[0]
+    best = int(probs.argmax())
+    novelty = float(answer.novelty[0])
+    flag = "novel" if novelty > 1 else "doubtful" if inside.sum() != 1 else ""
+    return blank | {
+        "image": str(path),
+        "predicted": contract.classes[best],
+        "confidence": float(probs[best]),
+        **{f"prob_{name}": float(p) for name, p in zip(contract.classes, probs, strict=True)},
+        "prediction_set": "|".join(
+            name for name, is_in in zip(contract.classes, inside, strict=True) if is_in
+        ),
+        "novelty": novelty,
+        "flag": flag,
+        "error": "",
+    }
+
+
+def predict(bundle: Path, paths: Sequence[str | Path], out: Path) -> dict[str, int]:
+    """Read every image with the bundle's model and write `out` (.csv, .parquet or .ndjson).
+
+    Returns {images, unreadable, doubtful, novel}. Memory doesn't grow with the number of images.
+    Raises InputError for a bad bundle, path or output; InputError too where no image was readable,
+    after the file with the reasons has been written.
+    """
+    write = _writer(out)
+    images = find_images(paths)
+    reader = Reader.load(Path(bundle))
+    counts = {"images": len(images), "unreadable": 0, "doubtful": 0, "novel": 0}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        answers = track(reader.read(images), "Reading cells", total=len(images))
+        for path, answer in answers:
+            said = row(path, answer, reader.contract)
+            if said["flag"]:
+                counts[said["flag"]] += 1
+            yield said
+
+    with atomic(out) as temporary:
+        write(temporary, rows(), _schema(reader.contract.classes))
+    if counts["unreadable"] == len(images):
+        raise InputError(
+            f"None of {len(images)} files could be read as an image; the reasons are in {out}",
+            fix="Give JPEG, PNG, TIFF or BMP images.",
+            field="path",
+        )
+    return counts
+
+
+def _schema(classes: Sequence[str]) -> pa.Schema:
+    text = {"image", "predicted", "prediction_set", "flag", "error"}
+    return pa.schema([(c, pa.string() if c in text else pa.float64()) for c in columns(classes)])
+
+
+Rows = Iterable[dict[str, Any]]
+
+
+def _writer(out: Path) -> Callable[[Path, Rows, pa.Schema], None]:
+    writers = {".csv": _csv, ".parquet": _parquet, ".ndjson": _ndjson}
+    if out.suffix.lower() not in writers:
+        raise InputError(
+            f"Output {out.name!r} has an unknown ending; allowed: {', '.join(writers)}",
+            fix="Choose for example -o predictions.csv",
+            field="output",
+        )
+    return writers[out.suffix.lower()]
+
+
+def _batches(rows: Rows, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    held: list[dict[str, Any]] = []
+    for said in rows:
+        held.append(said)
+        if len(held) == ROWS:
+            yield pa.RecordBatch.from_pylist(held, schema)
+            held = []
+    yield pa.RecordBatch.from_pylist(held, schema)
+
+
+def _csv(path: Path, rows: Rows, schema: pa.Schema) -> None:
+    with pyarrow.csv.CSVWriter(path, schema) as writer:
+        for batch in _batches(rows, schema):
+            writer.write_batch(batch)
+
+
+def _parquet(path: Path, rows: Rows, schema: pa.Schema) -> None:
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for batch in _batches(rows, schema):
+            writer.write_batch(batch)
+
+
+def _ndjson(path: Path, rows: Rows, schema: pa.Schema) -> None:  # noqa: ARG001
+    with path.open("w", encoding="utf-8") as handle:
+        for said in rows:
+            handle.write(json.dumps(plain(said), ensure_ascii=False) + "\n")

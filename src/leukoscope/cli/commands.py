@@ -1,0 +1,312 @@
+"""The commands: each parses, calls the function of its name in leukoscope.api, and prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import leukoscope
+from leukoscope import api
+from leukoscope.cli import show
+
+app = typer.Typer(
+    name="leukoscope",
+    help="Train, compare and serve classifiers of leukaemia and blood cells, and tell the truth "
+    "about how good they are. Research and second reading, not a diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Cells = Annotated[Path, typer.Argument(help="An index made by `leukoscope index`.")]
+Folder = Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name, or an own .toml file.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="auto (download), none, or a .safetensors file or folder of them."),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3. Repeatable.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        show.say(f"leukoscope {leukoscope.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[  # noqa: ARG001 - acts by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command("demo")
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """The whole way on an embedded synthetic smear: index, audit, train, explain, predict."""
+    found = api.demo(out, say=show.note)
+    show.metrics("Synthetic smear, clean protocol", found["metrics"])
+    show.say("These are synthetic images: the figures show that the software works, no more.")
+    show.say(f"Report: {found['report']}")
+
+
+@app.command("datasets")
+def datasets(json: Json = False) -> None:
+    """The data sets that are known: licence, citation, how to get them."""
+    found = api.datasets()
+    if json:
+        show.json(found)
+        return
+    rows = [(d["name"], d["layout"], d["n_images"], d["patients"], d["licence"]) for d in found]
+    show.table("Data sets", ("name", "layout", "images", "patients", "licence"), rows)
+    for d in found:
+        show.say(f"{d['name']}: {d['title']}. {d['how_to_get']} Cite: {d['citation']}")
+
+
+@app.command("recipes")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe, in full.")] = None,
+    json: Json = False,
+) -> None:
+    """The recipes, or what one of them does."""
+    found = api.recipes(name)
+    if json:
+        show.json(found)
+        return
+    if name is None:
+        rows = [(r["name"], r["title"], ", ".join(r["arms"])) for r in found]
+        show.table("Recipes", ("name", "what it is", "arms"), rows)
+        show.say("leukoscope recipes NAME shows one in full.")
+        return
+    (one,) = found
+    show.say(f"{one['title']}\n{one['summary']}\n{one['paper']}\nArms: {', '.join(one['arms'])}")
+    for trap in one["traps"]:
+        show.say(f"- {trap}")
+    show.say("")
+    show.say(one["text"])
+
+
+@app.command("index")
+def index(
+    src: Annotated[Path, typer.Argument(help="A folder of images, a csv, or an npz.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="cells.parquet")],
+    layout: Annotated[str, typer.Option(help="How the folder is laid out; auto finds out.")] = (
+        "auto"
+    ),
+    json: Json = False,
+) -> None:
+    """Index a folder of cell images: labels, patients, sizes, hashes."""
+    found = api.index(src, out, layout=layout)
+    counts = found.frame["label"].value_counts().sort_index()
+    summary = {
+        "index": str(out),
+        "layout": found.layout,
+        "images": len(found.frame),
+        "patients": int(found.frame["patient"].nunique()),
+        "classes": {str(k): int(v) for k, v in counts.items()},
+        "unreadable": found.unreadable,
+    }
+    if json:
+        show.json(summary)
+        return
+    show.table(f"{out}: layout {found.layout}", ("class", "images"), list(counts.items()))
+    patients = summary["patients"] or "unknown"
+    show.say(f"{summary['images']} images, patients: {patients}")
+    for bad in found.unreadable[:10]:
+        show.say(f"Unreadable: {bad['image']}: {bad['why']}")
+    if len(found.unreadable) > 10:
+        show.say(f"… and {len(found.unreadable) - 10} more unreadable files")
+
+
+@app.command("audit")
+def audit(
+    cells: Cells,
+    split: Annotated[Path | None, typer.Option(help="A split.parquet to check.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write audit.json here.")] = None,
+) -> None:
+    """Look for leaks and shortcuts before training. Exit code 3 where a leak is found."""
+    found = api.audit(cells, split=split, out=json)
+    for sentence in found["summary"]:
+        show.say(sentence)
+    if found["verdict"] == "leak":
+        raise typer.Exit(3)
+
+
+@app.command("split")
+def split(
+    cells: Cells,
+    out: Annotated[Path, typer.Option("-o", "--output", help="split.parquet")],
+    ratios: Annotated[str, typer.Option(help="train/validation/test")] = "70/15/15",
+    folds: Annotated[int | None, typer.Option(help="K-fold instead of one split.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Split by patient and duplicate cluster, stratified by class."""
+    made = api.split(cells, out, ratios=ratios, folds=folds, seed=seed)
+    counts = made.groupby(["fold", "role"], sort=False).size()
+    rows = [(fold, role, n) for (fold, role), n in counts.items()]
+    show.table(str(out), ("fold", "role", "images"), rows)
+
+
+@app.command("train")
+def train(
+    recipe: RecipeName,
+    cells: Cells,
+    out: Folder,
+    protocol: Annotated[str, typer.Option(help="clean or published.")] = "clean",
+    arm: Annotated[str | None, typer.Option(help="An arm of the recipe.")] = None,
+    weights: Weights = None,
+    split: Annotated[Path | None, typer.Option(help="A split.parquet to use.")] = None,
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Train one arm of a recipe, judge it and write its report."""
+    found = api.train(
+        recipe, cells, out, protocol=protocol, arm=arm, weights=weights, split=split,
+        settings=settings or (), resume=resume, device=device,
+    )  # fmt: skip
+    if json:
+        show.json(found["metrics"])
+        return
+    show.metrics(f"{recipe}, protocol {protocol}, {found['metrics']['role']} part",
+                 found["metrics"])  # fmt: skip
+    show.say(f"Report: {found['report']}")
+
+
+@app.command("reproduce")
+def reproduce(
+    recipe: RecipeName,
+    cells: Cells,
+    out: Folder,
+    arms: Annotated[str | None, typer.Option(help="Comma-separated; default all.")] = None,
+    protocols: Annotated[str, typer.Option(help="Comma-separated.")] = "clean,published",
+    weights: Weights = None,
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """Every arm under every protocol in one table beside the published figures."""
+    found = api.reproduce(
+        recipe, cells, out, arms=arms.split(",") if arms else None,
+        protocols=protocols.split(","), weights=weights, settings=settings or (),
+    )  # fmt: skip
+    if json:
+        show.json(found)
+        return
+    rows = [
+        (
+            row["arm"],
+            row["metric"].replace("_", " "),
+            show.percent(row["published_figure"]) if row["published_figure"] is not None else "",
+            show.estimate(row["published_protocol"]),
+            show.estimate(row["clean"]),
+            show.estimate(row["difference"]),
+        )
+        for row in found["table"]
+    ]
+    show.table(
+        f"{recipe}: published protocol minus clean protocol, 95 % intervals",
+        ("arm", "metric", "paper", "published protocol", "clean protocol", "difference"),
+        rows,
+    )
+    for skipped in found["not_run"]:
+        show.say(f"Not run: {skipped['arm']}, {skipped['protocol']}: {skipped['why']}")
+    show.say(f"Report: {found['report']}")
+
+
+@app.command("evaluate")
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="A run, a bundle, or a predictions.csv.")],
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="metrics.json")] = None,
+    on: Annotated[Path | None, typer.Option(help="Another index: the external test.")] = None,
+    json: Json = False,
+) -> None:
+    """Metrics with intervals, of a run or of any tool's predictions."""
+    found = api.evaluate(source, on=on, out=out)
+    if json:
+        show.json(found)
+    else:
+        show.metrics(str(source), found)
+
+
+@app.command("compare")
+def compare(
+    sources: Annotated[list[Path], typer.Argument(help="Two or more runs or prediction files.")],
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="comparison.json")] = None,
+    json: Json = False,
+) -> None:
+    """Paired tests and differences with intervals on the same images."""
+    found = api.compare(sources, out=out)
+    if json:
+        show.json(found)
+        return
+    rows = []
+    for pair in found["pairs"]:
+        accuracy = pair["difference"]["accuracy"]
+        test = pair["mcnemar"]
+        rows.append((pair["a"], pair["b"], show.estimate(accuracy), test["b"], test["c"],
+                     test["exact_p"], pair["permutation_p"]))  # fmt: skip
+    columns = ("a", "b", "accuracy of a minus b", "only a right", "only b right",
+               "McNemar exact p", "permutation p")  # fmt: skip
+    show.table("Comparison", columns, rows)
+
+
+@app.command("explain")
+def explain(
+    source: Annotated[Path, typer.Argument(help="A run or a bundle.")],
+    images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    out: Folder,
+) -> None:
+    """Heat maps: where in the image the evidence for the predicted class lies (Grad-CAM)."""
+    made = api.explain(source, images, out)
+    show.say(f"{len(made)} heat maps in {out}")
+
+
+@app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    out: Folder,
+) -> None:
+    """Write a run's bundle: model.onnx, contract.json, README.md."""
+    show.say(f"Bundle: {api.export(run, out)}")
+
+
+@app.command("predict")
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="A bundle made by `leukoscope export`.")],
+    paths: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help=".csv, .parquet or .ndjson")],
+    json: Json = False,
+) -> None:
+    """Read images with a bundle: one row an image, with doubt said plainly."""
+    counts = api.predict(bundle, paths, out)
+    if json:
+        show.json(counts)
+        return
+    show.say(
+        f"{counts['images']} images, {counts['doubtful']} doubtful, {counts['novel']} novel, "
+        f"{counts['unreadable']} unreadable: {out}"
+    )
+
+
+@app.command("doctor")
+def doctor(json: Json = False) -> None:
+    """What works here, with the fix for what doesn't."""
+    found = api.doctor()
+    if json:
+        show.json(found)
+        return
+    rows = [(c["name"], "works" if c["works"] else "missing", c["detail"]) for c in found]
+    show.table("What works here", ("part", "state", "detail"), rows)

@@ -1,0 +1,66 @@
+"""From a torch module to an ONNX graph, checked against the module it came from."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+import torch
+from torch import nn
+
+from leukoscope.errors import LeukoscopeError
+from leukoscope.models.classifier import Classifier, Deployed
+
+OUTPUTS = ("logits", "features", "feature_map", "class_gradient")
+OPSET = 18
+
+
+def classifier_graph(classifier: Classifier, size: tuple[int, int]) -> bytes:
+    """ONNX of a classifier: `images` (n, 3, h, w) float32 normalised, to the four OUTPUTS."""
+    return to_onnx(Deployed(classifier), size, OUTPUTS)
+
+
+def to_onnx(module: nn.Module, size: tuple[int, int], outputs: tuple[str, ...]) -> bytes:
+    """The module in inference mode as ONNX with any number of images; size is (height, width)."""
+    module = module.eval().cpu()
+    example = torch.rand(2, 3, *size)
+    # The exporter logs and warns about its own internals; nothing there is for the user.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (example,),
+            input_names=["images"],
+            output_names=list(outputs),
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+    graph = program.model_proto.SerializeToString()
+    _check_parity(module, graph, size)
+    return graph
+
+
+def _check_parity(module: nn.Module, graph: bytes, size: tuple[int, int]) -> None:
+    """Raise LeukoscopeError unless ONNX Runtime gives what torch gives, on fresh input."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).random((3, 3, *size), dtype=np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images))
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for name, want, got in zip(
+        [o.name for o in session.get_outputs()],
+        expected,
+        session.run(None, {"images": images}),
+        strict=True,
+    ):
+        scale = float(want.abs().max()) or 1.0
+        error = float(np.abs(want.numpy() - got).max()) / scale
+        if not error < 1e-3:
+            raise LeukoscopeError(f"ONNX differs from torch in {name!r} by {error:.2g} relative")

@@ -1,0 +1,32 @@
+"""Work done ahead in threads, in order, with bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+WORKERS = max(2, os.cpu_count() or 2)
+
+
+def ahead(function: Callable[[A], B], items: Iterable[A], depth: int = 16) -> Iterator[B]:
+    """`map(function, items)` in order, at most `depth` results ahead of who asks.
+
+    For functions that spend their time outside the interpreter's lock, as decoding does.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        pending = deque(pool.submit(function, item) for item in islice(source, depth))
+        try:
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in islice(source, 1))
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,244 @@
+"""Judging predictions: metrics with intervals, baselines, paired tests. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leukoscope.bundle.inference import Answers, Reader
+from leukoscope.data import index as indexes
+from leukoscope.data.audit import shortcut_predictions
+from leukoscope.data.index import CellIndex
+from leukoscope.errors import InputError, LeakError, UnknownNameError, some
+from leukoscope.evaluate import intervals, metrics, significance
+from leukoscope.files import read_json
+from leukoscope.progress import track
+
+
+def scored(frame: pd.DataFrame, classes: Sequence[str]) -> metrics.Predictions:
+    """A table of label, predicted and perhaps prob_<class> columns as Predictions."""
+    columns = [f"prob_{name}" for name in classes]
+    probs = frame[columns].to_numpy(float) if set(columns) <= set(frame.columns) else None
+    return metrics.Predictions.from_names(
+        frame["label"].tolist(), frame["predicted"].tolist(), probs, list(classes)
+    )
+
+
+def groups_of(frame: pd.DataFrame) -> list[Any]:
+    """What an interval resamples: patients; where unknown, images (all views of one together)."""
+    patient = frame["patient"] if "patient" in frame else pd.Series(None, index=frame.index)
+    image = frame["image"] if "image" in frame else frame.index.to_series().astype(str)
+    return [p if isinstance(p, str) else f"image {i}" for p, i in zip(patient, image, strict=True)]
+
+
+def measure(frame: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
+    """metrics.json of a table of predictions, intervals included, without the baseline."""
+    found = scored(frame, classes)
+    known = frame["patient"].notna().any() if "patient" in frame else False
+    repeated = "image" in frame and frame["image"].duplicated().any()
+    groups = groups_of(frame) if known or repeated else None
+    result = metrics.summarise(found)
+    result["ci"] = intervals.bootstrap(found, groups)
+    about = intervals.describe(found, groups if known else None, result["ci"])
+    result["interval"] = about
+    if about["note"]:
+        result["notes"] = [*result["notes"], about["note"]]
+    return result
+
+
+def baseline(index: CellIndex, roles: pd.DataFrame, role: str) -> dict[str, float | None]:
+    """Accuracy of the majority class and of 5-NN on colour statistics on the same images."""
+    if not (roles["role"] == role).any():
+        return {"majority": None, "colour_knn": None}
+    said = shortcut_predictions(index, roles)
+    return {
+        "majority": float((said["label"] == said["majority"]).mean()),
+        "colour_knn": float((said["label"] == said["colour_knn"]).mean()),
+    }
+
+
+def evaluate(source: Path, on: Path | None = None) -> dict[str, Any]:
+    """metrics.json of a run's scored part, of any tool's predictions, or of a model on `on`.
+
+    source: a run folder, a bundle folder (with `on`), or a .csv/.parquet of label, predicted and
+    perhaps prob_<class>, patient, image. on: another index, whose images the model hasn't seen;
+    LeakError where some of them are among the run's own.
+    """
+    if on is not None:
+        return _external(source, on)
+    frame, classes = read_predictions(source)
+    result = measure(frame, classes)
+    if source.is_dir():
+        stored = read_json(source / "metrics.json")
+        result |= {key: stored[key] for key in ("role", "protocol", "baseline")}
+    return result
+
+
+def read_predictions(source: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The scored rows and the classes of a run folder or of a table of predictions."""
+    if source.is_dir():
+        path = source / "predictions.parquet"
+        if not path.is_file():
+            raise InputError(
+                f"{source} is no finished run: it holds no predictions.parquet",
+                fix="Give a finished run, or a predictions.csv.",
+                field="source",
+            )
+        frame = pd.read_parquet(path)
+        frame = frame[frame["role"] == read_json(source / "metrics.json")["role"]]
+        frame = frame.reset_index(drop=True)
+    else:
+        frame = _read_table(source)
+    return frame, _classes(frame)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(
+            f"Nothing at {path}", fix="Give a run folder or a predictions.csv.", field="source"
+        )
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            text = dict.fromkeys(("label", "predicted", "patient", "image"), str)
+            frame = pd.read_csv(path, dtype=text)
+    except (ValueError, OSError) as problem:
+        raise InputError(
+            f"{path} can't be read as a table: {str(problem).splitlines()[0][:200]}",
+            fix="Give a .csv or .parquet with the columns label and predicted.",
+            field="source",
+        ) from None
+    for column in ("label", "predicted"):
+        if column not in frame:
+            raise UnknownNameError("column", column, list(map(str, frame.columns)))
+        empty = frame.index[frame[column].isna()]
+        if len(empty):
+            raise InputError(
+                f"{path.name}: column {column!r} is empty in row {some([i + 2 for i in empty])}",
+                fix="Fill it in, or drop these rows.",
+                field=column,
+            )
+    if frame.empty:
+        raise InputError(f"{path} holds no rows", fix="Give predictions.", field="source")
+    return frame
+
+
+def _classes(frame: pd.DataFrame) -> list[str]:
+    named = [c.removeprefix("prob_") for c in frame.columns if c.startswith("prob_")]
+    return named or sorted({*frame["label"], *frame["predicted"]})
+
+
+def _external(source: Path, on: Path) -> dict[str, Any]:
+    reader = open_reader(source)
+    index = indexes.load(on)
+    classes = reader.contract.classes
+    foreign = sorted(set(index.frame["label"]) - set(classes))
+    if foreign:
+        raise InputError(
+            f"{on} has labels the model doesn't know: {some(foreign)}; it knows "
+            f"{', '.join(classes)}",
+            fix="Rename or leave out these images in a csv and index that.",
+            field="label",
+        )
+    _refuse_known(source, index)
+    frame = read_index(reader, index)
+    result = {"role": "external", "protocol": reader.contract.origin.protocol,
+              **measure(frame, classes)}  # fmt: skip
+    majority = reader.contract.validation.get("majority")
+    result["baseline"] = {
+        "majority": None if majority is None else float((frame["label"] == majority).mean()),
+        "colour_knn": None,
+    }
+    result["data"] = {"name": index.name, "path": str(on), "n": len(frame)}
+    return result
+
+
+def open_reader(source: Path) -> Reader:
+    """A bundle as it is, or a run through the graph it would export (that needs torch)."""
+    if (source / "model.onnx").is_file():
+        return Reader.load(source)
+    from leukoscope.recipes.deploy import reader_of
+
+    return reader_of(source)
+
+
+def _refuse_known(source: Path, index: CellIndex) -> None:
+    """LeakError where images of the external set were in the run's own index."""
+    path = source / "environment.json"
+    own = Path(read_json(path)["index"]["path"]) if path.is_file() else None
+    if own is None or not own.is_file():
+        return
+    known = set(indexes.load(own).frame["sha256"])
+    shared = index.frame.loc[index.frame["sha256"].isin(known), "image"].tolist()
+    if shared:
+        raise LeakError(
+            f"{len(shared)} images are in the run's own data too: {some(shared)}",
+            fix="An external test needs other images; leave these out.",
+            field="on",
+        )
+
+
+def read_index(reader: Reader, index: CellIndex) -> pd.DataFrame:
+    """Predictions of every readable image: image, patient, label, predicted, prob_<class>…."""
+    rows = {index.path(image): place for place, image in enumerate(index.frame["image"])}
+    frame = index.frame[["image", "patient", "label"]].copy()
+    probs = np.full((len(frame), len(reader.contract.classes)), np.nan)
+    unreadable = []
+    for path, answer in track(reader.read(rows), "Reading cells", total=len(rows)):
+        if isinstance(answer, Answers):
+            probs[rows[path]] = answer.probs[0]
+        else:
+            unreadable.append(path.name)
+    if unreadable:
+        raise InputError(
+            f"{len(unreadable)} images of the index can't be read: {some(unreadable)}",
+            fix="Index the folder again, which lists what can't be read.",
+            field="on",
+        )
+    frame["predicted"] = np.array(reader.contract.classes)[probs.argmax(axis=1)]
+    for column, name in enumerate(reader.contract.classes):
+        frame[f"prob_{name}"] = probs[:, column]
+    return frame
+
+
+def compare(sources: Sequence[Path]) -> dict[str, Any]:
+    """comparison.json of DESIGN.md: every pair of runs or prediction files on shared images.
+
+    Raises InputError for fewer than two, no image in common, or labels that contradict each other.
+    """
+    read = {
+        name: read_predictions(source)
+        for name, source in zip(_names(sources), sources, strict=True)
+    }
+    for name, (frame, _) in read.items():
+        if "image" not in frame or frame["image"].duplicated().any():
+            has = "predicts images more than once" if "image" in frame else "has no column 'image'"
+            raise InputError(
+                f"{name} {has}, so that predictions can't be paired",
+                fix="Give one row an image; of a run, the clean protocol's.",
+                field="image",
+            )
+    classes = sorted({c for _, own in read.values() for c in own})
+    return significance.compare(
+        {name: scored(frame, classes) for name, (frame, _) in read.items()},
+        {name: frame["image"].tolist() for name, (frame, _) in read.items()},
+        {name: groups_of(frame) for name, (frame, _) in read.items()},
+    )
+
+
+def _names(sources: Sequence[Path]) -> list[str]:
+    """Short names of the sources, told apart by as much of the path as that takes."""
+    for depth in range(1, 1 + max(len(s.resolve().parts) for s in sources)):
+        names = ["/".join(s.resolve().parts[-depth:]) for s in sources]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(
+        f"The same predictions were given twice: {sources[0]}",
+        fix="Give different runs or files.",
+        field="sources",
+    )

@@ -1,0 +1,98 @@
+"""The two protocols: which view of which image trains, validates and is scored.
+
+`clean`: split the images first (whole patients, duplicates together), augment training images
+only, score the untouched test part once. `published`: what the paper did, leaks included, so that
+its inflation can be measured.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from leukoscope.data import split as splits
+from leukoscope.data.index import CellIndex
+from leukoscope.errors import InputError
+from leukoscope.recipes.schema import Protocol, Recipe
+
+COLUMNS = ["image", "view", "role", "label", "patient"]
+
+
+def image_split(
+    cells: CellIndex, recipe: Recipe, protocol: Protocol, given: pd.DataFrame | None
+) -> pd.DataFrame:
+    """One row an image: image, fold, role. The clean protocol refuses a leaking split (LeakError).
+
+    Where the paper splits views, its images have no role of their own; they count as training.
+    """
+    if given is not None:
+        if protocol == "clean":
+            splits.check(cells, given)
+        return one_fold(given)
+    if protocol == "clean":
+        made = splits.split(cells, ratios=splits.ratios(recipe.split.clean), seed=recipe.seed)
+        splits.check(cells, made)
+        return made
+    if recipe.split.published_unit == "view":
+        return pd.DataFrame({"image": cells.frame["image"], "fold": 0, "role": "train"})
+    return pd.DataFrame(
+        {
+            "image": cells.frame["image"],
+            "fold": 0,
+            "role": _at_random(len(cells.frame), recipe),
+        }
+    )
+
+
+def one_fold(given: pd.DataFrame) -> pd.DataFrame:
+    """The split itself; InputError where it holds several folds."""
+    folds = sorted(given["fold"].unique())
+    if len(folds) > 1:
+        raise InputError(
+            f"The split file holds {len(folds)} folds, a run trains on one",
+            fix="Make one with: leukoscope split cells.parquet -o split.parquet --ratios 70/15/15",
+            field="split",
+        )
+    return given
+
+
+def sample_table(
+    cells: CellIndex, roles: pd.DataFrame, recipe: Recipe, pooled: bool
+) -> pd.DataFrame:
+    """One row a view: image, view, role, label, patient; view 0 is the image itself.
+
+    Training images have all their views; validation and test images only themselves. `pooled`
+    (the published protocol of a recipe that splits views): the views of all images are shuffled
+    together and cut, so views of one image stand on both sides.
+    """
+    frame = cells.frame.set_index("image").loc[roles["image"]]
+    count = recipe.views.count
+    per_image = [
+        count if pooled or role == "train" else 1
+        for role in roles["role"]
+    ]
+    table = pd.DataFrame(
+        {
+            "image": np.repeat(roles["image"].to_numpy(), per_image),
+            "view": np.concatenate([np.arange(n) for n in per_image]),
+            "role": np.repeat(roles["role"].to_numpy(), per_image),
+            "label": np.repeat(frame["label"].to_numpy(), per_image),
+            "patient": np.repeat(frame["patient"].to_numpy(), per_image),
+        }
+    )
+    if pooled:
+        table["role"] = _at_random(len(table), recipe)
+    return table[COLUMNS]
+
+
+def scored_role(table: pd.DataFrame) -> str:
+    """The part a protocol is judged by: test, or validation where the paper has no test part."""
+    return "test" if (table["role"] == "test").any() else "validation"
+
+
+def _at_random(n: int, recipe: Recipe) -> np.ndarray:
+    """Roles of n rows, shuffled regardless of patient, duplicate and class, as the papers do."""
+    shares = splits.ratios(recipe.split.published)
+    ends = np.round(np.cumsum(shares) * n).astype(int)
+    roles = np.repeat(splits.ROLES, np.diff(ends, prepend=0))
+    return np.random.default_rng([recipe.seed, 3]).permutation(roles)

@@ -1,0 +1,239 @@
+"""What a recipe may say. Unknown keys fail, with the nearest match, before any image is read."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leukoscope.data.split import ratios as parse_ratios
+from leukoscope.errors import InputError, UnknownNameError, nearest
+from leukoscope.files import to_json
+
+Protocol = Literal["clean", "published"]
+PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Table(BaseModel):
+    """A TOML table with no unknown keys, unchangeable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paper(Table):
+    """Where the method comes from."""
+
+    authors: str
+    year: int
+    title: str
+    journal: str
+    doi: str = ""
+    licence: str
+
+
+class Split(Table):
+    """Shares of training/validation/test, and what the paper split: images, or views of them."""
+
+    clean: str = "70/15/15"
+    published: str
+    published_unit: Literal["image", "view"] = "image"
+
+
+class Views(Table):
+    """Augmented copies made in advance: `count` views an image, the first the image itself."""
+
+    count: Count = 1
+    fill: Literal["reflect", "white", "black", "edge"] = "reflect"
+
+
+class Model(Table):
+    """Backbone and head; a frozen backbone runs once per view and only the head trains."""
+
+    backbone: str
+    weights: Literal["auto", "none"] = "auto"
+    frozen: bool = False
+    head: list[dict[str, Any]] = []
+
+
+class Training(Table):
+    """Optimisation. `steps_per_epoch` 0 means every view once an epoch."""
+
+    optimizer: Literal["adam"] = "adam"
+    learning_rate: Positive
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+    batch_size: Annotated[int, Field(ge=2)]
+    epochs: Count
+    steps_per_epoch: Annotated[int, Field(ge=0)] = 0
+    patience: Count
+    mixed_precision: bool = False
+
+
+class Recipe(Table):
+    """One experiment, fully resolved: recipe file, arm and `--set` merged."""
+
+    name: str
+    title: str
+    summary: str
+    paper: Paper
+    dataset: str
+    arm: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    split: Split
+    preprocessing: list[dict[str, Any]]
+    views: Views = Views()
+    augmentation: list[dict[str, Any]] = []
+    model: Model
+    training: Training
+    published: dict[str, float] = {}
+    traps: list[str] = []
+
+    @property
+    def sha256(self) -> str:
+        """The hash of everything the recipe says, arm and settings included."""
+        return hashlib.sha256(to_json(self.model_dump()).encode()).hexdigest()
+
+
+def names() -> list[str]:
+    """The recipes that come with Leukoscope."""
+    folder = resources.files("leukoscope.recipes")
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith("toml"))
+
+
+def raw(name: str) -> dict[str, Any]:
+    """A recipe file's tables as they stand: a shipped recipe by name, or an own one by path."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"No recipe file at {name}", fix="Check the path.", field="recipe")
+        return _parse(path.read_bytes(), name)
+    if name not in names():
+        raise UnknownNameError("recipe", name, names())
+    return _parse(resources.files("leukoscope.recipes").joinpath(f"{name}.toml").read_bytes(), name)
+
+
+def _parse(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise InputError(
+            f"Recipe {name} is not TOML: {problem}", fix="Correct that line.", field="recipe"
+        ) from None
+
+
+def arms(tables: Mapping[str, Any]) -> list[str]:
+    """The arms of a recipe, its default first."""
+    return list(tables.get("arms", {})) or ["default"]
+
+
+def resolve(name: str, *, arm: str | None = None, settings: Sequence[str] = ()) -> Recipe:
+    """Recipe `name` with one arm's overrides and `key=value` settings merged in and checked.
+
+    Raises InputError naming the key, what was got, what is allowed and the nearest match.
+    """
+    tables = raw(name)
+    arm = arm or arms(tables)[0]
+    if arm not in arms(tables):
+        raise UnknownNameError("arm", arm, arms(tables))
+    overrides = tables.pop("arms", {}).get(arm, {})
+    published = tables.pop("published", {}).get(arm, {})
+    tables = _merge(tables, overrides) | {"arm": arm, "published": published}
+    for setting in settings:
+        _set(tables, setting)
+    return validate(tables)
+
+
+def validate(tables: Mapping[str, Any]) -> Recipe:
+    """A Recipe from its tables; the first fault as one sentence."""
+    from leukoscope.imaging.pipeline import check as check_preprocessing
+
+    try:
+        recipe = Recipe.model_validate(tables)
+    except ValidationError as problem:
+        raise _explain(problem) from None
+    check_preprocessing(recipe.preprocessing)
+    for share in (recipe.split.clean, recipe.split.published):
+        parse_ratios(share)
+    return recipe
+
+
+def _explain(problem: ValidationError) -> InputError:
+    error = problem.errors()[0]
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        *parents, key = map(str, error["loc"])
+        known = [path.split(".")[-1] for path in paths() if path.split(".")[:-1] == parents]
+        return InputError(
+            f"Unknown recipe key {where!r}; allowed there: {', '.join(known) or 'nothing'}",
+            fix=f"Did you mean {nearest(key, known)!r}?" if nearest(key, known) else "Remove it.",
+            field=where,
+        )
+    got = "" if error["type"] == "missing" else f", got {error['input']!r}"
+    return InputError(
+        f"Recipe key {where!r}: {error['msg'].lower()}{got}",
+        fix="Correct it in the recipe or in --set.",
+        field=where,
+    )
+
+
+def paths(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key that a recipe knows, e.g. `training.epochs`."""
+    found = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += [f"{prefix}{name}", *paths(field.annotation, f"{prefix}{name}.")]
+        else:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def _set(tables: dict[str, Any], setting: str) -> None:
+    """Apply one `key=value`: a dotted key, or its last part where that is unambiguous."""
+    key, separator, text = setting.partition("=")
+    key = key.strip()
+    if not separator:
+        raise InputError(
+            f"Setting {setting!r} has no '='", fix="Write --set training.epochs=5.", field="set"
+        )
+    known = paths()
+    matches = [path for path in known if path == key] or [
+        path for path in known if path.split(".")[-1] == key
+    ]
+    if len(matches) != 1:
+        if matches:
+            raise InputError(
+                f"Setting {key!r} is ambiguous: {', '.join(matches)}",
+                fix="Write it with its table.",
+                field="set",
+            )
+        raise UnknownNameError("setting", key, known, field="set")
+    *parents, last = matches[0].split(".")
+    target = tables
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    target[last] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what isn't one is taken as a bare string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` on top, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        deeper = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if deeper else value
+    return merged

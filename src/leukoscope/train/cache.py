@@ -1,0 +1,61 @@
+"""Arrays made from images, kept by content: the same image under the same settings is made once.
+
+A file a block, written atomically under a name that is the hash of everything that went into it:
+two runs at once, a crash or a changed setting can't give a wrong array, only a missing one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+from leukoscope.files import atomic, to_json
+
+LIMIT = 20 * 2**30  # bytes; the oldest files go first
+
+
+def folder() -> Path:
+    """`$LEUKOSCOPE_CACHE`, or the user's cache folder."""
+    given = os.environ.get("LEUKOSCOPE_CACHE")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("leukoscope"))
+
+
+class ArrayCache:
+    """Blocks of arrays under one set of settings, addressed by the SHA-256 of the image."""
+
+    def __init__(self, kind: str, settings: Mapping[str, Any]) -> None:
+        key = hashlib.sha256(to_json(dict(settings)).encode()).hexdigest()[:24]
+        self.root = folder() / kind / key
+
+    def path(self, sha256: str, block: str) -> Path:
+        return self.root / sha256[:2] / f"{sha256}-{block}.npy"
+
+    def get(self, sha256: str, block: str) -> np.ndarray | None:
+        """The block, memory-mapped, or None where it is missing or damaged."""
+        try:
+            return np.load(self.path(sha256, block), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def put(self, sha256: str, block: str, array: np.ndarray) -> None:
+        """Keep a block. InputError in one sentence where the disk is full."""
+        with atomic(self.path(sha256, block)) as temporary, temporary.open("wb") as handle:
+            np.save(handle, array, allow_pickle=False)
+
+
+def trim(limit: int = LIMIT) -> None:
+    """Delete the oldest blocks until the cache holds at most `limit` bytes."""
+    files = [(f, f.stat()) for f in folder().rglob("*.npy")] if folder().is_dir() else []
+    files.sort(key=lambda item: item[1].st_mtime)
+    total = sum(status.st_size for _, status in files)
+    for path, status in files:
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= status.st_size

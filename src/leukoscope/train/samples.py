@@ -1,0 +1,193 @@
+"""What a network trains on: pooled features of a frozen backbone, or the pixels themselves.
+
+Both give the same two things, so the loop and everything after it know one kind of sample: the
+pooled features of some rows, and a module from those to logits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from leukoscope.models.classifier import Classifier
+from leukoscope.models.graph import to_onnx
+from leukoscope.models.weights import Weights
+from leukoscope.train import cache as caches
+from leukoscope.train.cache import ArrayCache
+from leukoscope.train.views import ImageFile, ViewSettings, fill, get
+
+BATCH = 32  # views through a backbone at once; measured best on two cores
+
+
+class Samples(Protocol):
+    """Rows of a table of (image, view), as inputs of a network."""
+
+    input_size: tuple[int, int]
+
+    def inputs(self, rows: np.ndarray) -> Tensor:
+        """What the trained part of the network takes for these rows."""
+
+    def logits(self, classifier: Classifier, inputs: Tensor) -> Tensor:
+        """The (n, classes) logits of such inputs."""
+
+    def pooled(self, classifier: Classifier, rows: np.ndarray) -> Tensor:
+        """The (n, d) pooled features of these rows."""
+
+
+@dataclass(frozen=True)
+class FeatureSamples:
+    """Features of a frozen backbone, (n, d) on disk, one row a view; only the head runs."""
+
+    features: np.ndarray
+    input_size: tuple[int, int]
+
+    def inputs(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.features[rows]))
+
+    def logits(self, classifier: Classifier, inputs: Tensor) -> Tensor:
+        return classifier.head(inputs)
+
+    def pooled(self, classifier: Classifier, rows: np.ndarray) -> Tensor:  # noqa: ARG002
+        return self.inputs(rows)
+
+
+@dataclass(frozen=True)
+class PixelSamples:
+    """Normalised images; the whole network runs."""
+
+    cache: ArrayCache
+    hashes: Sequence[str]
+    views: Sequence[int]
+    weights: Weights
+    input_size: tuple[int, int]
+    device: str = "cpu"
+
+    def inputs(self, rows: np.ndarray) -> Tensor:
+        pixels = np.stack([get(self.cache, self.hashes[i], self.views[i]) for i in rows])
+        return normalise(torch.from_numpy(pixels).to(self.device), self.weights)
+
+    def logits(self, classifier: Classifier, inputs: Tensor) -> Tensor:
+        return classifier(inputs)
+
+    def pooled(self, classifier: Classifier, rows: np.ndarray) -> Tensor:
+        return classifier.pooled(self.inputs(rows))
+
+
+def normalise(pixels: Tensor, weights: Weights) -> Tensor:
+    """uint8 RGB (n, h, w, 3) to float32 (n, 3, h, w) as the weights' contract wants it."""
+    mean = torch.tensor(weights.input.mean, device=pixels.device)
+    std = torch.tensor(weights.input.std, device=pixels.device)
+    scaled = (pixels.float().div_(255) - mean) / std
+    return scaled.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def feature_samples(
+    table: pd.DataFrame,
+    files: dict[str, ImageFile],
+    settings: ViewSettings,
+    classifier: Classifier,
+    weights: Weights,
+    identity: dict[str, object],
+    device: str,
+) -> FeatureSamples:
+    """Run the frozen backbone over every view of `table` (image, view) that isn't kept yet.
+
+    `identity` names the backbone and its weights: with the settings it keys what is kept.
+    """
+    cache = ArrayCache("features", {**settings.key(), **identity})
+    extract = _Extractor(classifier, weights, device)
+    wanted = _blocks(table, files)
+    fill(files.values(), lambda f: wanted[f.sha256], settings, cache, extract, "Features")
+    hashes = [files[image].sha256 for image in table["image"]]
+    first = get(cache, hashes[0], int(table["view"].iloc[0]))
+    # Unlinked at once, so that a killed run leaves nothing behind.
+    with tempfile.TemporaryFile(dir=cache.root) as scratch:
+        features = np.memmap(scratch, dtype=np.float32, mode="w+", shape=(len(table), len(first)))
+    for row, (sha256, view) in enumerate(zip(hashes, table["view"], strict=True)):
+        features[row] = get(cache, sha256, int(view))
+    return FeatureSamples(features, extract.size or _size(files, settings))
+
+
+def pixel_samples(
+    table: pd.DataFrame,
+    files: dict[str, ImageFile],
+    settings: ViewSettings,
+    weights: Weights,
+    device: str,
+) -> PixelSamples:
+    """Make every view of `table` (image, view) that isn't kept yet, as uint8 pixels."""
+    caches.trim()
+    cache = ArrayCache("views", settings.key())
+    wanted = _blocks(table, files)
+    fill(files.values(), lambda f: wanted[f.sha256], settings, cache, lambda views: views, "Views")
+    hashes = [files[image].sha256 for image in table["image"]]
+    views = [int(view) for view in table["view"]]
+    height, width = get(cache, hashes[0], views[0]).shape[:2]
+    return PixelSamples(cache, hashes, views, weights, (height, width), device)
+
+
+def _blocks(table: pd.DataFrame, files: dict[str, ImageFile]) -> dict[str, list[str]]:
+    wanted: dict[str, set[str]] = {}
+    for image, view in zip(table["image"], table["view"], strict=True):
+        name = "augmented" if view else "original"
+        wanted.setdefault(files[image].sha256, set()).add(name)
+    return {sha256: sorted(blocks) for sha256, blocks in wanted.items()}
+
+
+def _size(files: dict[str, ImageFile], settings: ViewSettings) -> tuple[int, int]:
+    from leukoscope.train.views import prepare
+
+    height, width = prepare(next(iter(files.values())).path, settings).shape[:2]
+    return height, width
+
+
+class _Extractor:
+    """uint8 views to pooled features: by ONNX Runtime on a CPU (several times torch's speed)."""
+
+    def __init__(self, classifier: Classifier, weights: Weights, device: str) -> None:
+        self.classifier, self.weights, self.device = classifier, weights, device
+        self.size: tuple[int, int] | None = None
+        self._run = None
+
+    def __call__(self, views: np.ndarray) -> np.ndarray:
+        if self.size is None:
+            self.size = (views.shape[1], views.shape[2])
+            self._run = self._onnx() if self.device == "cpu" else self._torch
+        assert self._run is not None
+        parts = np.array_split(views, -(-len(views) // BATCH))
+        return np.concatenate([self._run(part) for part in parts]).astype(np.float32)
+
+    def _onnx(self):  # type: ignore[no-untyped-def]
+        import onnxruntime
+
+        assert self.size is not None
+        graph = to_onnx(_Pooled(self.classifier), self.size, ("features",))
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+        def run(views: np.ndarray) -> np.ndarray:
+            images = normalise(torch.from_numpy(views), self.weights).contiguous().numpy()
+            return session.run(None, {"images": images})[0]
+
+        return run
+
+    def _torch(self, views: np.ndarray) -> np.ndarray:
+        self.classifier.eval().to(self.device)
+        with torch.inference_mode():
+            images = normalise(torch.from_numpy(views).to(self.device), self.weights)
+            return self.classifier.pooled(images).cpu().numpy()
+
+
+class _Pooled(torch.nn.Module):
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.backbone = classifier.backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images).mean(dim=(2, 3))

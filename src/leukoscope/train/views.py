@@ -1,0 +1,114 @@
+"""Views of images, made once: the preprocessed image itself, then its augmented copies.
+
+View k of an image is a pure function of the image's bytes, the settings, the seed and k, so every
+protocol and arm sees the same views and what one run made serves the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from leukoscope.errors import InputError
+from leukoscope.imaging.augmentation import augment, view_generator
+from leukoscope.imaging.pipeline import apply
+from leukoscope.imaging.read import read_image
+from leukoscope.parallel import ahead
+from leukoscope.progress import track
+from leukoscope.train.cache import ArrayCache
+
+BLOCKS = ("original", "augmented")  # view 0, and views 1 to count - 1
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image: where it lies and the SHA-256 of its bytes, by which its views are known."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """All that decides what the views of an image look like."""
+
+    preprocessing: Sequence[dict[str, Any]]
+    augmentation: Sequence[dict[str, Any]]
+    count: int
+    fill: str
+    seed: int
+
+    def key(self) -> dict[str, Any]:
+        return {
+            "preprocessing": self.preprocessing,
+            "augmentation": self.augmentation,
+            "count": self.count,
+            "fill": self.fill,
+            "seed": self.seed,
+        }
+
+
+def prepare(path: Path, settings: ViewSettings) -> np.ndarray:
+    """The image after the preprocessing chain, uint8 (h, w, 3)."""
+    return apply(read_image(path), settings.preprocessing)
+
+
+def augmented(image: np.ndarray, sha256: str, settings: ViewSettings) -> np.ndarray:
+    """Views 1 to count - 1 of a preprocessed image, uint8 (count - 1, h, w, 3)."""
+    generators = [view_generator(settings.seed, sha256, k) for k in range(1, settings.count)]
+    pixels = torch.from_numpy(image).permute(2, 0, 1).float().div_(255)
+    copies = pixels.expand(len(generators), *pixels.shape).contiguous()
+    views = augment(copies, generators, settings.augmentation, fill=settings.fill)
+    return views.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+Maker = Callable[[np.ndarray], np.ndarray]
+"""Turns uint8 views (n, h, w, 3) into what is kept of them, (n, …)."""
+
+
+def fill(
+    images: Iterable[ImageFile],
+    blocks: Callable[[ImageFile], Sequence[str]],
+    settings: ViewSettings,
+    cache: ArrayCache,
+    make: Maker,
+    description: str,
+) -> None:
+    """Make every missing block of every image and keep it; decoding runs ahead in threads."""
+    todo = {}
+    for image in images:
+        wanted = [b for b in blocks(image) if cache.get(image.sha256, b) is None]
+        if wanted:
+            todo[image.sha256] = (image, sorted({*wanted, *todo.get(image.sha256, (image, []))[1]}))
+    work = list(todo.values())
+    prepared = ahead(lambda item: prepare(item[0].path, settings), work)
+    shape: tuple[int, ...] | None = None
+    for (image, wanted), pixels in track(
+        zip(work, prepared, strict=True), description, total=len(work)
+    ):
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise InputError(
+                f"After preprocessing {image.path.name} is {pixels.shape[1]}x{pixels.shape[0]} "
+                f"and others are {shape[1]}x{shape[0]}",
+                fix="Put a resize step with a fixed size into the preprocessing chain.",
+                field="preprocessing",
+            )
+        for block in wanted:
+            views = (
+                pixels[None] if block == "original" else augmented(pixels, image.sha256, settings)
+            )
+            cache.put(image.sha256, block, make(views))
+
+
+def get(cache: ArrayCache, sha256: str, view: int) -> np.ndarray:
+    """What is kept of one view; KeyError where it was never made."""
+    block = cache.get(sha256, BLOCKS[view > 0])
+    if block is None:
+        raise KeyError(f"view {view} of {sha256}")
+    return block[max(view - 1, 0)]
