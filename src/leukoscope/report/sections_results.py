@@ -1,0 +1,442 @@
+"""Sections on what came out: learning curves, confusions, classes, comparisons, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leukoscope.evaluate.metrics import ECE_BINS, SCALARS, confidence_bins
+from leukoscope.report import figures, verdict
+from leukoscope.report.inputs import Run
+from leukoscope.report.numbers import (
+    bounds,
+    count,
+    difference,
+    is_decimal,
+    listing,
+    lookup,
+    measured,
+    number,
+    percent,
+    plain,
+    points,
+    title,
+)
+from leukoscope.report.page import Block, Cell, Missing, Paragraph, Plot, Section, Table
+
+PER_CLASS = ("precision", "recall", "specificity", "f1", "ovr_accuracy", "roc_auc")
+MOST_CONFUSIONS = 3
+
+
+def undefined(run: Run, metric: str) -> Cell:
+    """The word "undefined" with its reason."""
+    reasons = run.metrics.get("undefined") or {}
+    return Cell("undefined", str(reasons.get(metric) or "no reason was recorded"))
+
+
+def limits(run: Run, metric: str) -> Any:
+    """The interval of a metric, or None."""
+    return (run.metrics.get("ci") or {}).get(metric)
+
+
+def value(run: Run, metric: str) -> Cell | str:
+    """One of the run's own metrics with its interval."""
+    found = lookup(run.metrics, metric)
+    return undefined(run, metric) if found is None else measured(metric, found, limits(run, metric))
+
+
+# --- learning curves ------------------------------------------------------------------------------
+
+
+def chosen_epoch(history: pd.DataFrame) -> int | None:
+    """The row of the epoch that was kept: marked as `chosen`, else of lowest validation loss."""
+    if "chosen" in history and history["chosen"].astype(bool).any():
+        return int(np.flatnonzero(history["chosen"].astype(bool))[-1])
+    if "validation_loss" in history and history["validation_loss"].notna().any():
+        return int(np.nanargmin(history["validation_loss"].to_numpy(float)))
+    return None
+
+
+def learning(run: Run) -> Section:
+    """Loss and accuracy by epoch."""
+    name = "Learning curves"
+    history = run.history
+    drawn = []
+    if history is not None:
+        chosen = chosen_epoch(history)
+        both = [figures.learning_curve(history, what, chosen) for what in ("loss", "accuracy")]
+        drawn = [drawing for drawing in both if drawing is not None]
+    if history is None or not drawn:
+        text = "There is no training history, as nothing was trained here; to have one, run"
+        return Section(
+            "learning", name, [Missing(text, "leukoscope train RECIPE cells.parquet -o RUN")]
+        )
+    return Section("learning", name, [Plot(drawn, _learning_says(history, chosen))])
+
+
+def _learning_says(history: pd.DataFrame, chosen: int | None) -> str:
+    if chosen is None:
+        return "No validation loss was recorded, so which epoch is best can't be told."
+    row, n = history.iloc[chosen], len(history)
+    says = [f"Epoch {chosen + 1} of {n} was kept"]
+    loss = number(_item(row, "validation_loss"))
+    if loss is not None:
+        says[0] += f", with a validation loss of {loss:.3f}"
+    if chosen == n - 1:
+        says.append("the loss was still falling at the end, so longer training may gain more")
+    else:
+        says.append(f"{count(n - 1 - chosen, 'later epoch')} brought nothing better")
+    train, held_out = (
+        number(_item(row, "train_accuracy")),
+        number(_item(row, "validation_accuracy")),
+    )
+    if train is not None and held_out is not None:
+        gap = train - held_out
+        kind = "a sign of overfitting" if gap > 0.05 else "little sign of overfitting"
+        says.append(f"training accuracy is {points(gap)} from validation accuracy there, {kind}")
+    return f"{'; '.join(says)}."
+
+
+def _item(row: pd.Series, name: str) -> object:
+    return float(row[name]) if name in row and pd.notna(row[name]) else None
+
+
+# --- confusion matrix -----------------------------------------------------------------------------
+
+
+def confusion(run: Run) -> Section:
+    """Which class is taken for which."""
+    name = "Confusion matrix"
+    matrix = run.metrics.get("confusion_matrix")
+    k = len(run.classes)
+    counts = np.array(matrix) if matrix else np.empty(0)
+    if not k or counts.shape != (k, k):
+        text = "metrics.json holds no confusion matrix; to compute it from the predictions, run"
+        command = f"leukoscope evaluate {run.folder.name} -o metrics.json"
+        return Section("confusion", name, [Missing(text, command)])
+    drawing = figures.confusion_matrix(counts, run.classes)
+    return Section("confusion", name, [Plot([drawing], _confusion_says(counts, run.classes))])
+
+
+def _confusion_says(counts: np.ndarray, classes: list[str]) -> str:
+    errors = counts - np.diag(np.diag(counts))
+    scale = "Darker means a larger share of the row."
+    if not errors.sum():
+        return f"No image was taken for another class. {scale}"
+    k = len(classes)
+    order = np.argsort(-errors.ravel(), kind="stable")[:MOST_CONFUSIONS]
+    pairs = [divmod(int(i), k) for i in order if errors.ravel()[i] > 0]
+    says = [
+        f"{classes[i]} taken for {classes[j]} ({counts[i, j]} of {counts[i].sum()})"
+        for i, j in pairs
+    ]
+    part = sum(errors[i, j] for i, j in pairs) / errors.sum()
+    return (
+        f"Most confusions: {listing(says)}; together {percent(part)} of all "
+        f"{count(int(errors.sum()), 'error')}. {scale}"
+    )
+
+
+# --- figures overall and by class -----------------------------------------------------------------
+
+
+def classes(run: Run) -> Section:
+    """Every metric with its interval, then by class with support."""
+    known = [m for m in SCALARS if m in run.metrics]
+    known += sorted(
+        m for m, v in run.metrics.items() if m not in SCALARS and m != "n" and number(v) is not None
+    )
+    rows: list[list[Cell | str]] = []
+    for metric in known:
+        found = number(run.metrics[metric])
+        own = undefined(run, metric) if found is None else plain(metric, found)
+        low, high = bounds(limits(run, metric))
+        ends = (
+            ["", ""] if low is None or high is None else [plain(metric, low), plain(metric, high)]
+        )
+        rows.append([title(metric), own, *ends])
+    head = ["Metric", "Value", "95% from", "to"]
+    overall = Table(f"Overall, on {count(run.metrics.get('n') or 0, 'image')}.", head, rows)
+    if run.metrics.get("level") == "patient":
+        overall = Table(f"Overall, on {count(run.metrics.get('n') or 0, 'patient')}.", head, rows)
+    notes: list[Block] = [Paragraph(str(note), "quiet") for note in run.metrics.get("notes") or []]
+    return Section("classes", "Figures overall and by class", [overall, *notes, *_per_class(run)])
+
+
+def _per_class(run: Run) -> list[Block]:
+    table = run.metrics.get("per_class")
+    if not isinstance(table, Mapping) or not table:
+        command = f"leukoscope evaluate {run.folder.name} -o metrics.json"
+        return [Missing("metrics.json holds no figures by class; to compute them, run", command)]
+    columns = [m for m in PER_CLASS if any(m in row for row in table.values())]
+    rows: list[list[Cell | str]] = []
+    for name, row in table.items():
+        cells: list[Cell | str] = [
+            undefined(run, f"per_class.{name}.{m}")
+            if number(row.get(m)) is None
+            else plain(m, row[m])
+            for m in columns
+        ]
+        rows.append([str(name), *cells, f"{row.get('support', 0):,}"])
+    return [Table(_classes_say(table), ["Class", *map(title, columns), "Support"], rows)]
+
+
+def _classes_say(table: Mapping[str, Any]) -> str:
+    recalls = {n: r for n, row in table.items() if (r := number(row.get("recall"))) is not None}
+    if not recalls:
+        return "By class."
+    worst = min(recalls, key=lambda n: recalls[n])
+    best = max(recalls, key=lambda n: recalls[n])
+    support = table[worst].get("support", 0)
+    text = (
+        f"By class. {worst} is missed most often (recall {percent(recalls[worst])} of {support:,}),"
+        f" {best} least often ({percent(recalls[best])})."
+    )
+    few = [n for n, row in table.items() if (row.get("support") or 0) < 20]
+    return (
+        f"{text} Fewer than 20 images: {listing(few)}; read their figures with care."
+        if few
+        else text
+    )
+
+
+# --- beside the paper, beside the other protocol --------------------------------------------------
+
+
+def published(run: Run) -> Section:
+    """The paper's figures for this arm beside those measured here."""
+    name = "Measured beside published"
+    if not run.published:
+        arm = f" for the arm {run.arm!r}" if run.arm else ""
+        text = f"The recipe names no published figure{arm}; add a table to the recipe:"
+        return Section("published", name, [Missing(text, f"[published.{run.arm or 'ARM'}]")])
+    rows: list[list[Cell | str]] = []
+    for metric, theirs in run.published.items():
+        mine = own_metric(metric)
+        ours = lookup(run.metrics, mine)
+        ends = limits(run, mine)
+        if ours is None:
+            absent = (
+                "not measured in this run"
+                if mine not in (run.metrics.get("undefined") or {})
+                else ""
+            )
+            cell = Cell("undefined", absent) if absent else undefined(run, mine)
+            rows.append(
+                [title(metric), plain(metric, theirs), cell, Cell("undefined", cell.reason)]
+            )
+            continue
+        low, high = bounds(ends)
+        shift = None if low is None or high is None else [low - theirs, high - theirs]
+        cells = [
+            plain(metric, theirs),
+            measured(mine, ours, ends),
+            difference(mine, ours - theirs, shift),
+        ]
+        rows.append([title(metric), *cells])
+    head = ["Metric", "Published", "Measured here", "Difference"]
+    blocks: list[Block] = [
+        Table(_published_says(run), head, rows),
+        Paragraph(_data_sets(run), "quiet"),
+    ]
+    return Section("published", name, blocks)
+
+
+def own_metric(published_name: str) -> str:
+    """The metric of metrics.json that a paper's figure corresponds to."""
+    return published_name.removeprefix("validation_").removeprefix("test_")
+
+
+def _published_says(run: Run) -> str:
+    theirs = run.published.get("accuracy", run.published.get("validation_accuracy"))
+    ours = number(run.metrics.get("accuracy"))
+    if theirs is None or ours is None:
+        return "The paper's figures as it states them; the intervals are those of this run."
+    low, high = bounds(limits(run, "accuracy"))
+    side = "above" if ours > theirs else "below"
+    text = f"Accuracy here is {points(abs(ours - theirs)).lstrip('+')} {side} the published figure"
+    if low is None or high is None:
+        return f"{text}."
+    inside = "within" if low <= theirs <= high else "outside"
+    return f"{text}, which lies {inside} this run's 95% interval."
+
+
+def _data_sets(run: Run) -> str:
+    mine = str(run.index.get("name") or "the images of this run")
+    data = run.recipe.get("data")
+    theirs = data.get("name") if isinstance(data, Mapping) else run.recipe.get("dataset")
+    if theirs and str(theirs) == mine:
+        return (
+            f"The paper and this run name the same data set, {mine}; the parts tested may differ."
+        )
+    if theirs:
+        return (
+            f"The data sets differ: the paper measured on {theirs}, this run on {mine}. "
+            "The difference is one of data as much as of method."
+        )
+    return (
+        f"This run measured on {mine}, the paper on its own data set: unless they are the same "
+        "images, the difference is one of data as much as of method."
+    )
+
+
+def protocols(run: Run) -> Section:
+    """This run beside the same recipe and arm under the other protocol."""
+    name = "Clean beside published protocol"
+    beside = run.beside
+    if beside is None:
+        recipe = run.recipe.get("name") or "RECIPE"
+        text = "Only one protocol was run; to measure how much the published one flatters, run"
+        command = f"leukoscope reproduce {recipe} cells.parquet -o DIR"
+        return Section("protocols", name, [Missing(text, command)])
+    other = str(beside.get("protocol") or "other")
+    own = run.protocol or "this run"
+    theirs, ends = beside.get("metrics") or {}, beside.get("ci") or {}
+    rows: list[list[Cell | str]] = []
+    data = []
+    for metric in [m for m in SCALARS if m in theirs]:
+        there = number(theirs[metric])
+        cell = "undefined" if there is None else measured(metric, there, ends.get(metric))
+        given = (beside.get("difference") or {}).get(metric)
+        rows.append([title(metric), value(run, metric), cell, _difference(metric, given)])
+        here = number(run.metrics.get(metric))
+        if metric in ("accuracy", "macro_f1") and here is not None and there is not None:
+            data.append((title(metric), own, here, *bounds(limits(run, metric))))
+            data.append((title(metric), other, there, *bounds(ends.get(metric))))
+    frame = pd.DataFrame(data, columns=["name", "kind", "value", "low", "high"])
+    blocks: list[Block] = []
+    if len(frame):
+        alt = "Accuracy and macro F1 under both protocols with intervals"
+        blocks.append(Plot([figures.ranges("protocols", frame, alt)], _beside_says(run, other)))
+    caption = "Difference is published minus clean, with its 95% interval."
+    head = ["Metric", own.capitalize(), other.capitalize(), "Difference"]
+    return Section("protocols", name, [*blocks, Table(caption, head, rows)])
+
+
+def _difference(metric: str, given: Any) -> Cell | str:
+    found = number(given.get("value")) if isinstance(given, Mapping) else None
+    if found is None or not isinstance(given, Mapping):
+        return Cell("undefined", "the difference was not computed")
+    return difference(metric, found, (given.get("low"), given.get("high")))
+
+
+def _beside_says(run: Run, other: str) -> str:
+    given = (run.beside or {}).get("difference") or {}
+    metric = "accuracy" if "accuracy" in given else next(iter(given), "")
+    found = number(given[metric].get("value")) if metric else None
+    if found is None:
+        return f"This run beside the {other} protocol; no difference was computed."
+    low, high = bounds((given[metric].get("low"), given[metric].get("high")))
+    shift = difference(metric, found, (low, high))
+    text = f"{title(metric)} reads {shift} under the published protocol"
+    if low is None or high is None:
+        return f"{text}; without an interval nothing follows."
+    if low > 0:
+        return f"{text}: it flatters, and the clean figure is the one to trust."
+    if high < 0:
+        return f"{text}: here it does not flatter."
+    return f"{text}: no clear difference on these images."
+
+
+# --- baseline -------------------------------------------------------------------------------------
+
+
+def baseline(run: Run) -> Section:
+    """The model beside classifiers that know nothing of cells."""
+    name = "Trivial baseline"
+    rivals = verdict.baselines(run)
+    accuracy = number(run.metrics.get("accuracy"))
+    if not rivals or accuracy is None:
+        text = "No trivial baseline was measured; to have one, audit the images and evaluate again:"
+        command = "leukoscope audit cells.parquet --split split.parquet --json audit.json"
+        return Section("baseline", name, [Missing(text, command)])
+    data = [(r.name, r.value, *bounds(r.limits)) for r in rivals]
+    data.append(("This model", accuracy, *bounds(limits(run, "accuracy"))))
+    frame = pd.DataFrame(data, columns=["name", "value", "low", "high"])
+    drawing = figures.ranges(
+        "baseline", frame, "Accuracy of the trivial baselines and of this model", title="Accuracy"
+    )
+    return Section("baseline", name, [Plot([drawing], verdict.gain(run)[1])])
+
+
+# --- calibration and robustness -------------------------------------------------------------------
+
+
+def calibration(run: Run) -> Section:
+    """Whether a stated confidence of 90 % is right nine times in ten."""
+    name = "Calibration"
+    probs, frame = run.probabilities(), run.tested
+    if probs is None or frame is None or not len(frame):
+        text = (
+            "Without class probabilities calibration can't be judged; give prob_<class> columns to"
+        )
+        command = "leukoscope evaluate predictions.csv -o metrics.json"
+        return Section("calibration", name, [Missing(text, command)])
+    bins = reliability_bins(probs, frame["label"].to_numpy(), run.classes)
+    ece = number(run.metrics.get("ece"))
+    return Section("calibration", name, [Plot([figures.reliability(bins)], _reliable(bins, ece))])
+
+
+def reliability_bins(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """Per equal-width bin of confidence: `low, high, n, confidence, accuracy` (NaN where empty)."""
+    confidence = probs.max(axis=1)
+    correct = np.asarray(classes, dtype=object)[probs.argmax(axis=1)] == labels
+    which = confidence_bins(confidence, ECE_BINS)
+    n = np.bincount(which, minlength=ECE_BINS)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    safe = np.where(n > 0, n, np.nan)
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "n": n,
+            "confidence": np.bincount(which, confidence, ECE_BINS) / safe,
+            "accuracy": np.bincount(which, correct, ECE_BINS) / safe,
+        }
+    )
+
+
+def _reliable(bins: pd.DataFrame, ece: float | None) -> str:
+    n = bins["n"].to_numpy()
+    stated = float(np.nansum(bins["confidence"] * n) / n.sum())
+    right = float(np.nansum(bins["accuracy"] * n) / n.sum())
+    gap = stated - right
+    kind = "overconfident" if gap > 0.02 else "underconfident" if gap < -0.02 else "about right"
+    text = (
+        f"Mean confidence {percent(stated)}, share correct {percent(right)}: on the whole {kind}."
+    )
+    known = (
+        "" if ece is None else f" Expected calibration error {percent(ece)} over {ECE_BINS} bins."
+    )
+    return f"{text}{known} Points below the diagonal mean that the model claims more than it keeps."
+
+
+def robustness(run: Run) -> Section | None:
+    """Behaviour under disturbed images; None where it was not measured."""
+    frame = run.robustness
+    if frame is None:
+        return None
+    name = "Robustness to image quality"
+    if {"corruption", "severity", "accuracy"} <= set(frame):
+        drawn = figures.robustness(frame, "accuracy")
+        worst = frame.loc[frame["accuracy"].idxmin()]
+        says = (
+            f"Accuracy is lowest under {worst['corruption']} at strength {worst['severity']:g}: "
+            f"{percent(float(worst['accuracy']))}."
+        )
+        return Section("robustness", name, [Plot([drawn], says)])
+    rows: list[list[Cell | str]] = [
+        [_written(column, item) for column, item in zip(frame.columns, row, strict=True)]
+        for row in frame.to_numpy(object).tolist()
+    ]
+    return Section("robustness", name, [Table("As in robustness.csv.", list(frame.columns), rows)])
+
+
+def _written(column: str, item: object) -> str:
+    found = number(item)
+    if found is None:
+        return str(item)
+    return plain(column, found) if column in SCALARS or is_decimal(column) else f"{found:g}"

@@ -1,0 +1,583 @@
+"""The report: complete with all input, honest without some, safe with hostile names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw
+
+from leukoscope.errors import InputError
+from leukoscope.evaluate.metrics import compute
+from leukoscope.report import comparison, figures
+from leukoscope.report import run as report
+from leukoscope.report.sections_results import chosen_epoch, reliability_bins
+
+CLASSES = ["basophil", "eosinophil", "ig", "lymphocyte", "monocyte", "neutrophil"]
+SECTIONS = [
+    *("verdict", "audit", "split", "samples", "learning", "confusion", "classes", "published"),
+    *("protocols", "baseline", "calibration", "robustness", "failures", "explanations"),
+    "environment",
+]
+
+
+# --- a realistic run, synthetic throughout ----------------------------------------------------
+
+
+def draw_cell(path: Path, kind: int, rng: np.random.Generator) -> None:
+    """A made-up stained cell on a pale ground: good enough to look at in a report."""
+    image = Image.new("RGB", (96, 96), tuple(int(v) for v in rng.integers(218, 240, 3)))
+    draw = ImageDraw.Draw(image)
+    for x, y in rng.integers(0, 96, (5, 2)).tolist():
+        draw.ellipse((x - 17, y - 17, x + 17, y + 17), fill=(226, 188, 186))
+    size = 26 + kind
+    draw.ellipse((48 - size, 48 - size, 48 + size, 48 + size), fill=(196 - 9 * kind, 176, 214))
+    for lobe in range(1 + kind % 4):
+        dx, dy = rng.integers(-12, 12, 2).tolist()
+        r = 16 - 2 * (kind % 4)
+        draw.ellipse(
+            (48 + dx - r, 48 + dy - r, 48 + dx + r, 48 + dy + r), fill=(92 + 8 * lobe, 58, 138)
+        )
+    image.save(path, quality=88)
+
+
+def make_run(folder: Path, classes: list[str] = CLASSES, n: int = 400) -> Path:
+    """A run folder with every file that DESIGN.md names and the report reads."""
+    rng = np.random.default_rng(7)
+    run, root = folder / "run", folder / "images"
+    run.mkdir(parents=True)
+    root.mkdir()
+    k = len(classes)
+    total = n + 6 * k * 4
+    kinds = rng.choice(k, total, p=np.linspace(2, 1, k) / np.linspace(2, 1, k).sum())
+    names = [f"cell_{i:04d}.jpg" for i in range(total)]
+    role = np.array(["test"] * n + ["train"] * (total - n))
+    role[n : n + 2 * k] = "validation"
+    patients = np.array(
+        [f"P{'tvx'['test train'.find(r[:2]) // 5]}{i % 9:02d}" for i, r in enumerate(role)]
+    )
+    drawn = set(range(40)) | set(range(n, n + 40))
+    for i in sorted(drawn):
+        draw_cell(root / names[i], int(kinds[i]), rng)
+    labels = np.array(classes, dtype=object)[kinds]
+    cells = pd.DataFrame({"image": names, "label": labels, "patient": patients})
+    cells.to_parquet(folder / "cells.parquet")
+    pd.DataFrame({"image": names, "fold": 0, "role": role}).to_parquet(run / "split.parquet")
+
+    logits = rng.normal(0, 1, (n, k)) + 2.6 * np.eye(k)[kinds[:n]]
+    logits[kinds[:n] == 2, 5 % k] += 1.7
+    probs = np.exp(1.5 * logits) / np.exp(1.5 * logits).sum(axis=1, keepdims=True)
+    predicted = np.array(classes, dtype=object)[probs.argmax(axis=1)]
+    frame = pd.DataFrame(
+        {"image": names[:n], "patient": patients[:n], "label": labels[:n], "predicted": predicted}
+    )
+    columns = pd.DataFrame(probs, columns=[f"prob_{c}" for c in classes])
+    frame.join(columns).assign(role="test").to_parquet(run / "predictions.parquet")
+
+    metrics = compute(list(labels[:n]), list(predicted), probs, classes)
+    half = dict.fromkeys(("accuracy", "macro_f1", "balanced_accuracy", "cohen_kappa", "ece"), 0.03)
+    metrics["ci"] = {m: [metrics[m] - h, metrics[m] + h] for m, h in half.items()}
+    metrics["baseline"] = {"majority": 0.24, "colour_knn": 0.435}
+    metrics["roc_auc_ovr"] = None
+    metrics["undefined"] = {"roc_auc_ovr": "left undefined by the fixture to be seen"}
+    dump(run / "metrics.json", metrics)
+    write_audit(run, names)
+    write_rest(folder, run, metrics, names, classes)
+    return run
+
+
+def dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_audit(run: Path, names: list[str]) -> None:
+    dump(
+        run / "audit.json",
+        {
+            "unreadable": [{"image": "broken.jpg", "why": "the file ends too early"}],
+            "exact_duplicates": [[names[0], names[1]], [names[2], names[3]]],
+            "near_duplicates": [[names[4], names[5], names[6]]],
+            "label_conflicts": [[names[7], names[8]]],
+            "patients_across_roles": [],
+            "duplicates_across_roles": [],
+            "shortcut": {
+                "accuracy": 0.435,
+                "low": 0.39,
+                "high": 0.48,
+                "majority": 0.24,
+                "features": ["mean_red", "mean_green"],
+            },
+            "verdict": "clean",
+            "summary": [
+                "544 images of 6 classes from 27 patients were read; one file could not be.",
+                "A classifier that only sees average colour already reaches 43.5%.",
+            ],
+        },
+    )
+
+
+def write_rest(
+    folder: Path, run: Path, metrics: dict[str, Any], names: list[str], classes: list[str]
+) -> None:
+    epochs = np.arange(1, 13)
+    loss = 1.6 * np.exp(-epochs / 3)
+    pd.DataFrame(
+        {
+            "phase": ["head"] * 6 + ["tune"] * 6,
+            "epoch": [*range(1, 7), *range(1, 7)],
+            "train_loss": loss + 0.2,
+            "train_accuracy": 0.93 - 0.5 * np.exp(-epochs / 3),
+            "validation_loss": loss + 0.38 + 0.004 * (epochs - 7) ** 2,
+            "validation_accuracy": 0.85 - 0.4 * np.exp(-epochs / 3),
+            "learning_rate": 5e-4,
+            "seconds": 4.2,
+        }
+    ).to_csv(run / "history.csv", index=False)
+    (run / "recipe.toml").write_text(
+        'name = "lightweight-cnn"\ntitle = "Lightweight networks for blood cells"\n'
+        'arm = "mobilenetv2"\nprotocol = "clean"\nseed = 0\n'
+        '[paper]\ncitation = "Hussain et al. 2025"\ndoi = "10.1000/example.5"\n'
+        '[[preprocessing]]\nstep = "resize"\nsize = 224\n'
+        "[published.mobilenetv2]\nvalidation_accuracy = 0.9442\nmacro_recall = 0.956\n"
+        "cohen_kappa = 0.928\nroc_auc_ovr = 0.997\n",
+        encoding="utf-8",
+    )
+    dump(
+        run / "environment.json",
+        {
+            "leukoscope": "0.1.0",
+            "python": "3.11.7",
+            "platform": "Linux x86_64",
+            "packages": {"numpy": "2.4.6", "torch": "2.13.0"},
+            "device": "cpu",
+            "seed": 0,
+            "protocol": "clean",
+            "arm": "mobilenetv2",
+            "weights": {"source": "path", "sha256": "13c4a221" * 8},
+            "index": {
+                "path": str(folder / "cells.parquet"),
+                "root": str(folder / "images"),
+                "name": "Synthetic smear",
+                "licence": "CC0-1.0",
+                "citation": "Leukoscope",
+                "layout": "folder",
+                "n": len(names),
+                "synthetic": True,
+            },
+            "started": "2025-05-04T10:00:00Z",
+            "seconds": 233.0,
+            "command": "leukoscope train lightweight-cnn cells.parquet -o RUN --protocol clean",
+        },
+    )
+    other = {m: min(1.0, metrics[m] + 0.05) for m in ("accuracy", "macro_f1", "cohen_kappa")}
+    dump(
+        run / "beside.json",
+        {
+            "protocol": "published",
+            "run": "../published",
+            "metrics": other,
+            "ci": {m: [v - 0.02, v + 0.02] for m, v in other.items()},
+            "difference": {m: {"value": 0.05, "low": 0.012, "high": 0.088} for m in other},
+        },
+    )
+    (run / "explain").mkdir()
+    shown = []
+    for i in range(4):
+        Image.open(folder / "images" / names[i]).save(run / "explain" / f"{i}.png")
+        shown.append(
+            {
+                "image": names[i],
+                "file": f"{i}.png",
+                "label": classes[0],
+                "predicted": classes[i % 2],
+            }
+        )
+    dump(run / "explain" / "explain.json", shown)
+    pd.DataFrame(
+        [
+            (c, s, 0.85 - 0.07 * s * (i + 1))
+            for i, c in enumerate(("blur", "noise", "jpeg", "hue"))
+            for s in range(5)
+        ],
+        columns=["corruption", "severity", "accuracy"],
+    ).to_csv(run / "robustness.csv", index=False)
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def run(full_run: Path, tmp_path: Path) -> Path:
+    """A copy of the full run that a test may spoil; the images stay where they are."""
+    return Path(shutil.copytree(full_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def full_html(full_run: Path) -> str:
+    return report.write(full_run).read_text(encoding="utf-8")
+
+
+# --- reading a page ---------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """Every element with its attributes and the elements it stands in; text by section."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "use", "path", "rect"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.elements: list[tuple[str, dict[str, str], tuple[str, ...]]] = []
+        self.section = ""
+        self.texts: dict[str, str] = {}
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.elements.append((tag, values, tuple(self.stack)))
+        if tag == "section":
+            self.section = values["id"]
+        if tag not in {"meta", "link", "img"}:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {n: v or "" for n, v in attrs}, tuple(self.stack)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack and self.stack[-1] == tag, f"</{tag}> closes {self.stack[-3:]}"
+        self.stack.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.texts[self.section] = self.texts.get(self.section, "") + data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes, _ in self.elements if name == tag]
+
+
+def text(reader: Reader, section: str) -> str:
+    return " ".join(reader.texts[section].split())
+
+
+# --- tests ------------------------------------------------------------------------------------
+
+
+def test_full_report_has_every_section_in_order(full_html: str) -> None:
+    reader = Reader(full_html)
+    assert not reader.stack
+    assert [s["id"] for s in reader.all("section")] == [*SECTIONS, "notes"]
+    assert not [p for p in reader.all("p") if p.get("class") == "missing"]
+    anchors = {a["href"] for a in reader.all("a") if a["href"].startswith("#")}
+    ids = [e["id"] for _, e, _ in reader.elements if "id" in e]
+    assert len(ids) == len(set(ids))
+    assert {a[1:] for a in anchors} <= set(ids)
+
+
+def test_verdict_says_what_matters(full_html: str, full_run: Path) -> None:
+    metrics = json.loads((full_run / "metrics.json").read_text())
+    said = text(Reader(full_html), "verdict")
+    low, high = metrics["ci"]["accuracy"]
+    assert f"{100 * metrics['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]" in said
+    assert "400 test images under the clean protocol" in said
+    assert "43.5% [39.0, 48.0]" in said
+    assert "is clear" in said
+    assert "found no leak" in said
+    assert "not a diagnosis" in said
+    assert "Synthetic data" in full_html
+
+
+def test_nothing_is_loaded_from_elsewhere(full_html: str) -> None:
+    reader = Reader(full_html)
+    for tag, attributes, _ in reader.elements:
+        assert tag not in {"script", "iframe", "object", "embed"}
+        for name in ("src", "srcset", "poster", "data", "xlink:href"):
+            assert attributes.get(name, "data:").startswith("data:")
+        assert not [name for name in attributes if name.startswith("on")]
+        if tag != "a":
+            assert attributes.get("href", "#").startswith(("#", "data:"))
+    outside = {a["href"] for a in reader.all("a") if ":" in a["href"]}
+    assert outside == {"https://doi.org/10.1000/example.5"}
+    assert "@import" not in full_html
+    assert not re.search(r"url\((?!#)", full_html)
+
+
+def test_every_picture_has_words(full_html: str) -> None:
+    reader = Reader(full_html)
+    for tag, attributes, inside in reader.elements:
+        if tag == "img":
+            assert attributes["alt"].strip()
+            assert "figure" in inside
+        if tag == "svg":
+            assert attributes["role"] == "img"
+            assert attributes["aria-label"].strip()
+            assert "figure" in inside
+    assert len(reader.all("figcaption")) == len(reader.all("figure"))
+    assert all(th.get("scope") for th in reader.all("th"))
+    assert len(reader.all("caption")) == len(reader.all("table"))
+    assert [tag for tag, _, _ in reader.elements].count("main") == 1
+    assert "Most confusions: ig taken for neutrophil" in text(reader, "confusion")
+
+
+def test_undefined_has_its_reason(full_html: str) -> None:
+    reader = Reader(full_html)
+    assert {"title": "left undefined by the fixture to be seen"} in reader.all("abbr")
+    assert "left undefined by the fixture" in text(reader, "notes")
+
+
+def test_figures_are_written_with_their_data(full_run: Path, full_html: str) -> None:
+    stems = {f.stem for f in (full_run / "figures").glob("*.svg")}
+    assert stems == {f.stem for f in (full_run / "figures").glob("*.csv")}
+    assert stems == {
+        *("learning_loss", "learning_accuracy", "confusion_matrix", "protocols", "baseline"),
+        *("reliability", "robustness"),
+    }
+    matrix = pd.read_csv(full_run / "figures" / "confusion_matrix.csv")
+    assert matrix["count"].sum() == 400
+    assert "<text" in (full_run / "figures" / "reliability.svg").read_text()
+    for stem in stems:
+        assert f"figures/{stem}.csv" in full_html
+
+
+def test_the_same_run_gives_the_same_bytes(full_run: Path, full_html: str) -> None:
+    before = {f.name: f.read_bytes() for f in (full_run / "figures").iterdir()}
+    assert report.write(full_run).read_text(encoding="utf-8") == full_html
+    assert before == {f.name: f.read_bytes() for f in (full_run / "figures").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("gone", "section"),
+    [
+        ("audit.json", "audit"),
+        ("split.parquet", "split"),
+        ("history.csv", "learning"),
+        ("recipe.toml", "published"),
+        ("beside.json", "protocols"),
+        ("predictions.parquet", "failures"),
+        ("predictions.parquet", "calibration"),
+        ("explain", "explanations"),
+        ("environment.json", "environment"),
+        ("environment.json", "samples"),
+    ],
+)
+def test_what_is_missing_is_said(run: Path, gone: str, section: str) -> None:
+    path = run / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    html = report.write(run).read_text(encoding="utf-8")
+    reader = Reader(html)
+    assert [s["id"] for s in reader.all("section") if s["id"] != "notes"] == SECTIONS
+    part = html.split(f'<section id="{section}"')[1].split("</section>")[0]
+    assert 'class="missing"' in part
+    assert "<code>" in part
+
+
+def test_foreign_predictions_alone(run: Path) -> None:
+    for path in run.iterdir():
+        if path.name not in {"metrics.json", "predictions.parquet"}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    frame = pd.read_parquet(run / "predictions.parquet")[["label", "predicted"]]
+    frame.to_parquet(run / "predictions.parquet")
+    metrics = json.loads((run / "metrics.json").read_text())
+    kept = {k: metrics[k] for k in ("n", "accuracy", "classes", "confusion_matrix")}
+    dump(run / "metrics.json", kept)
+    reader = Reader(report.write(run).read_text(encoding="utf-8"))
+    said = text(reader, "verdict")
+    assert "No trivial baseline" in said
+    assert "No audit was made" in said
+    assert "no patient is known" in said
+
+
+def test_metrics_alone_and_a_folder_without(run: Path, tmp_path: Path) -> None:
+    dump(run / "metrics.json", {"n": 0, "accuracy": None})
+    for path in run.iterdir():
+        if path.name != "metrics.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "undefined" in text(Reader(report.write(run).read_text(encoding="utf-8")), "verdict")
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        report.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("audit.json", b"{"),
+        ("audit.json", b"[]"),
+        ("history.csv", b""),
+        ("history.csv", b"a,b\n1,2\n"),
+        ("split.parquet", b"PAR1 no parquet"),
+        ("recipe.toml", b"a = ["),
+        ("robustness.csv", b"\xff\xfe\x00"),
+    ],
+)
+def test_a_broken_file_is_named(run: Path, name: str, content: bytes) -> None:
+    (run / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(name)) as caught:
+        report.write(run)
+    assert caught.value.fix
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    classes = [EVIL, "$x_{$", "\u202eesrever", "\"quoted\" & 'so'", "白血球", "a" * 200]
+    run = make_run(tmp_path, classes)
+    evil = f'x" onerror="alert(1) {EVIL}.jpg'
+    frame = pd.read_parquet(run / "predictions.parquet")
+    frame.loc[0, "image"] = evil
+    frame.loc[0, "predicted"] = classes[1]
+    frame.to_parquet(run / "predictions.parquet")
+    audit = json.loads((run / "audit.json").read_text())
+    audit["exact_duplicates"] = [[evil, "\x00\x1b[31m\udcff.jpg"]]
+    audit["summary"] = [f"{{{{ 7 * 7 }}}} {EVIL}"]
+    dump(run / "audit.json", audit)
+    environment = json.loads((run / "environment.json").read_text())
+    environment["index"] |= {"name": EVIL, "citation": "javascript:alert(1)"}
+    environment["command"] = EVIL
+    dump(run / "environment.json", environment)
+    explain = json.loads((run / "explain" / "explain.json").read_text())
+    explain[0] |= {"image": evil, "file": "../../../../etc/passwd"}
+    dump(run / "explain" / "explain.json", explain)
+    (run / "recipe.toml").write_text(
+        f"title = '{EVIL}'\narm = 'a'\n[paper]\ndoi = 'javascript:alert(1)'\n"
+        "[published.a]\naccuracy = 0.9\n"
+    )
+    html = report.write(run).read_text(encoding="utf-8")
+    reader = Reader(html)
+    assert not reader.all("script")
+    assert "{{ 7 * 7 }}" in html
+    assert "\u202e" not in html
+    assert "\x00" not in html
+    assert not [a for a in reader.all("a") if a["href"].startswith("javascript")]
+    for _, attributes, _ in reader.elements:
+        assert "onerror" not in attributes
+    assert all("<script" not in f.read_text() for f in (run / "figures").glob("*.svg"))
+
+
+def test_verdict_names_a_leak_and_an_unclear_gain(run: Path) -> None:
+    audit = json.loads((run / "audit.json").read_text())
+    dump(run / "audit.json", audit | {"verdict": "leak"})
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["baseline"] = {"majority": 0.2, "colour_knn": metrics["accuracy"] - 0.01}
+    dump(run / "metrics.json", metrics)
+    said = text(Reader(report.write(run).read_text(encoding="utf-8")), "verdict")
+    assert "The audit found a leak" in said
+    assert "is not clear" in said
+    metrics["baseline"]["colour_knn"] = metrics["accuracy"] + 0.01
+    dump(run / "metrics.json", metrics)
+    assert "no better than" in report.write(run).read_text(encoding="utf-8")
+
+
+def test_published_protocol_is_named_as_such(run: Path) -> None:
+    environment = json.loads((run / "environment.json").read_text())
+    dump(run / "environment.json", environment | {"protocol": "published"})
+    frame = pd.read_parquet(run / "predictions.parquet")
+    pd.concat([frame.assign(view=v) for v in (0, 1)]).to_parquet(run / "predictions.parquet")
+    said = text(Reader(report.write(run).read_text(encoding="utf-8")), "verdict")
+    assert "leaks included" in said
+    assert "by design" in said
+
+
+def test_images_that_moved(run: Path) -> None:
+    environment = json.loads((run / "environment.json").read_text())
+    environment["index"]["root"] = str(run / "gone")
+    dump(run / "environment.json", environment)
+    reader = Reader(report.write(run).read_text(encoding="utf-8"))
+    assert "The images are not at" in text(reader, "samples")
+    assert "The images are not at" in text(reader, "failures")
+
+
+@pytest.mark.parametrize("k", [2, 24])
+def test_confusion_matrix_of_few_and_many_classes(k: int) -> None:
+    counts = np.random.default_rng(1).integers(0, 30, (k, k))
+    counts[0] = 0
+    drawing = figures.confusion_matrix(counts, [f"class {i}" for i in range(k)])
+    assert len(drawing.data) == k * k
+    assert drawing.data["row_share"].isna().sum() == k
+    assert drawing.data["count"].sum() == counts.sum()
+
+
+def test_reliability_bins_give_the_ece(full_run: Path) -> None:
+    frame = pd.read_parquet(full_run / "predictions.parquet")
+    probs = frame[[f"prob_{c}" for c in CLASSES]].to_numpy()
+    bins = reliability_bins(probs, frame["label"].to_numpy(), CLASSES)
+    gaps = (bins["confidence"] - bins["accuracy"]).abs() * bins["n"] / bins["n"].sum()
+    ece = json.loads((full_run / "metrics.json").read_text())["ece"]
+    assert gaps.sum() == pytest.approx(ece, abs=1e-12)
+
+
+def test_chosen_epoch() -> None:
+    history = pd.DataFrame({"epoch": [1, 2, 3], "validation_loss": [0.5, np.nan, 0.4]})
+    assert chosen_epoch(history) == 2
+    assert chosen_epoch(history.assign(chosen=[False, True, False])) == 1
+    assert chosen_epoch(history[["epoch"]]) is None
+
+
+# --- several runs -----------------------------------------------------------------------------
+
+
+def estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+
+ROWS = [
+    {
+        "arm": arm,
+        "metric": metric,
+        "published_figure": figure,
+        "published_protocol": estimate(0.9 - i / 50),
+        "clean": estimate(0.82 - i / 50),
+        "difference": estimate(0.08),
+    }
+    for metric, figure in (("accuracy", 0.9442), ("macro_f1", None))
+    for i, arm in enumerate(("mobilenetv2", "efficientnet_b0", EVIL))
+]
+TESTS = {
+    "pairs": [
+        {
+            "a": "mobilenetv2",
+            "b": EVIL,
+            "permutation_p": 0.004,
+            "mcnemar": {
+                "b": 30,
+                "c": 12,
+                "chi2": 7.7,
+                "chi2_corrected": 6.9,
+                "p": 0.0055,
+                "exact_p": 0.008,
+            },
+            "difference": {"accuracy": estimate(0.04)},
+            "paired_t": {
+                "recall": {"t": None, "p": None, "degenerate": "the differences are constant"}
+            },
+        }
+    ]
+}
+
+
+def test_comparison_of_runs(full_run: Path, tmp_path: Path) -> None:
+    written = comparison.write(tmp_path / "all", [full_run], ROWS, TESTS)
+    html = written.read_text(encoding="utf-8")
+    reader = Reader(html)
+    assert not reader.all("script")
+    assert "94.4%" in html
+    assert "+8.0 points [6.0, 10.0]" in html
+    assert "the differences are constant" in html
+    assert (tmp_path / "all" / "figures" / "arms_accuracy.svg").is_file()
+    assert len(pd.read_csv(tmp_path / "all" / "figures" / "arms_accuracy.csv")) == 9
+
+
+def test_comparison_without_one_protocol_and_without_tests(tmp_path: Path) -> None:
+    rows = [{"arm": "a", "metric": "accuracy", "clean": estimate(0.8)}]
+    html = comparison.write(tmp_path, [], rows).read_text(encoding="utf-8")
+    assert "not run" in html
+    assert 'class="missing"' in html
