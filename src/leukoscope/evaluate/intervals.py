@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pandas import isna
 
 from leukoscope.errors import InputError, some
 from leukoscope.evaluate.metrics import (
@@ -166,7 +167,8 @@ def difference(
         interval = None
         if drawn and name in gaps:
             interval = _expanded(drawn[0][name] - drawn[1][name], count, level)
-        low, high = interval or (None, None)
+        # Models that agree in every resample differ by nothing; any other constant says no more.
+        low, high = interval or ((0.0, 0.0) if gaps.get(name) == 0 else (None, None))
         result[name] = {"value": gaps.get(name), "low": low, "high": high}
     return result
 
@@ -175,7 +177,7 @@ def difference(
 
 
 def _is_missing(group: Any) -> bool:
-    return group is None or group != group or group == ""  # NaN is what pandas makes of None
+    return group == "" if isinstance(group, str) else bool(isna(group))
 
 
 def _same_count(groups: Groups, ids: Sequence[Any]) -> None:
