@@ -154,7 +154,7 @@ def make(
             for _ in track(pool.map(draw, drawn), "Drawing cells", total=len(drawn)):
                 pass
         for cell in copies:
-            _copy(out, cell, np.random.default_rng([seed, _COPY_STREAM, cell.number]))
+            _copy(out, cell, seed)
         for cell in damaged:
             whole = (out / cell.image).read_bytes()
             (out / cell.image).write_bytes(whole[: len(whole) // 3])
@@ -201,7 +201,7 @@ def _plan(images: int, patients: int, seed: int, leaks: bool) -> tuple[list[_Cel
     each = max(2, round(0.01 * images)) if leaks else 0
     count = images - (2 * each + 1 if leaks else 0)
     shares = np.array([_SHARES[label] for label in CLASSES])
-    by_patient = rng.dirichlet(12 * shares, patients)
+    by_patient = rng.dirichlet(30 * shares, patients)
     drawn = []
     for number in range(count):
         # The first round gives every patient a cell of every class.
@@ -248,7 +248,10 @@ def _truth(
     for copy in copies:
         assert copy.source is not None
         groups.setdefault(copy.source.image, [copy.source]).append(copy)
-    exact, near, conflicts, across = [], [], [], []
+    exact: list[list[str]] = []
+    near: list[list[str]] = []
+    conflicts: list[list[str]] = []
+    across: list[list[str]] = []
     for group in groups.values():
         names = sorted(cell.image for cell in group)
         (exact if group[1].how in _SAME_BYTES else near).append(names)
@@ -278,12 +281,16 @@ def _truth(
 
 def _write(out: Path, image: str, mask: str, scene: Scene) -> None:
     (out / image).write_bytes(_jpeg(scene.image))
-    (out / mask).write_bytes(cv2.imencode(".png", scene.mask)[1].tobytes())
+    (out / mask).write_bytes(_png(scene.mask))
 
 
 def _jpeg(image: Array, quality: int = 95) -> bytes:
-    coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return bytes(coded.tobytes())
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+
+
+def _png(mask: Array) -> bytes:
+    return bytes(cv2.imencode(".png", mask)[1].tobytes())
 
 
 def _rotated(image: Array, _: np.random.Generator) -> Array:
@@ -323,23 +330,27 @@ _ALTERATIONS = {
 _SAME_BYTES = {"exact", "relabelled"}
 
 
-def _copy(out: Path, cell: _Cell, rng: np.random.Generator) -> None:
+def _copy(out: Path, cell: _Cell, seed: int) -> None:
     """Write a copy's image and mask from its source's files, altered alike."""
     assert cell.source is not None
     if cell.how in _SAME_BYTES:
         shutil.copyfile(out / cell.source.image, out / cell.image)
         shutil.copyfile(out / cell.source.mask, out / cell.mask)
         return
-    image = cv2.imread(str(out / cell.source.image), cv2.IMREAD_COLOR)[..., ::-1]
+    image = cv2.imread(str(out / cell.source.image), cv2.IMREAD_COLOR_RGB)
     mask = cv2.imread(str(out / cell.source.mask), cv2.IMREAD_GRAYSCALE)
-    alter = _ALTERATIONS[cell.how]
-    state = rng.bit_generator.state
-    image = alter(image, rng)
-    rng.bit_generator.state = state  # the mask is altered by the same draw
-    mask = np.ascontiguousarray(alter(mask, rng))
+    assert image is not None
+    assert mask is not None
+    # Image and mask are altered by the same draws.
+    altered, altered_mask = (
+        np.ascontiguousarray(
+            _ALTERATIONS[cell.how](part, np.random.default_rng([seed, _COPY_STREAM, cell.number]))
+        )
+        for part in (image, mask)
+    )
     quality = 75 if cell.how == "re-encoded" else 95
-    (out / cell.image).write_bytes(_jpeg(np.ascontiguousarray(image), quality))
-    (out / cell.mask).write_bytes(cv2.imencode(".png", mask)[1].tobytes())
+    (out / cell.image).write_bytes(_jpeg(altered, quality))
+    (out / cell.mask).write_bytes(_png(altered_mask))
 
 
 def _write_fields(out: Path, slides: list[list[Slide]], seed: int) -> None:

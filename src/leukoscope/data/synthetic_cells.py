@@ -80,7 +80,10 @@ class Grid:
     def around(cls, half: int, shift: tuple[float, float], per_um: float) -> Grid:
         """A square of 2 * half + 1 pixels; `shift` is the centre's offset within its pixel."""
         steps = np.arange(-half, half + 1, dtype=np.float32)
-        x, y = np.meshgrid((steps - shift[0]) / per_um, (steps - shift[1]) / per_um)
+        x, y = np.meshgrid(
+            (steps - np.float32(shift[0])) / np.float32(per_um),
+            (steps - np.float32(shift[1])) / np.float32(per_um),
+        )
         return cls(x, y, per_um)
 
     def soft(self, distance: Array, width: float = 1.5) -> Array:
@@ -110,11 +113,11 @@ def outline(grid: Grid, radius: float, waves: Array, phases: Array) -> Array:
     `waves` are the amplitudes of harmonics 2, 3, …; `phases` theirs.
     """
     # The curve is tabulated every half degree: far cheaper than cosines at every pixel.
-    angles = np.linspace(-np.pi, np.pi, 721)[:, None]
+    angles = np.linspace(0, 2 * np.pi, 721)[:, None]
     orders = np.arange(2, 2 + len(waves))
     edge = radius * (1 + np.cos(orders * angles + phases) @ waves).astype(np.float32)
-    nearest = np.rint((np.arctan2(grid.y, grid.x) + np.pi) * (360 / np.pi)).astype(np.intp)
-    return np.hypot(grid.x, grid.y) - edge[nearest]
+    distance, angle = cv2.cartToPolar(grid.x, grid.y)
+    return distance - edge[(angle * np.float32(360 / np.pi) + 0.5).astype(np.int32)]
 
 
 def rods(x: Array, y: Array, segments: Array, melt: float) -> Array:
@@ -352,19 +355,23 @@ def _cytoplasm(
     level *= 1 - np.float32(anatomy.halo) * np.exp(-np.abs(shape) / 0.5)
     level += np.float32(0.25) * np.exp(-((body + 0.25) ** 2) / 0.06)  # the membrane, seen edge-on
     for _ in range(anatomy.vacuoles):
-        angle, reach = rng.uniform(0, 2 * np.pi), anatomy.radius * rng.uniform(0.3, 0.9)
-        x, y = grid.x - reach * np.cos(angle), grid.y - reach * np.sin(angle)
+        x, y = _elsewhere(grid, anatomy.radius * rng.uniform(0.3, 0.9), rng)
         hole = grid.soft(np.hypot(x, y) - rng.uniform(0.35, 0.9), 2.5)
         level *= 1 - np.float32(0.8) * hole
     amounts = np.zeros((*level.shape, SUBSTANCES), np.float32)
     amounts[..., :3] = np.maximum(level, 0.05)[..., None] * np.array(anatomy.cytoplasm, np.float32)
     if anatomy.rod:  # an Auer rod beside the nucleus
-        angle = rng.uniform(0, np.pi)
-        needle = _rotated(np.array([[0, 0.88, 2.2, 0.88, 0.12, 0.12]]), angle) * anatomy.radius
-        needle[:, 2:4] = needle[:, :2] + (needle[:, 2:4] - needle[:, :2]) * 0.12
-        needle[:, 4:] = 0.12
+        reach = 0.93 * anatomy.radius
+        needle = np.array([[-1.0, reach, 1.0, reach, 0.12, 0.12]])
+        needle = _rotated(needle, rng.uniform(0, 2 * np.pi))
         amounts[..., NUCLEAR] += 0.8 * grid.soft(rods(grid.x, grid.y, needle, 0.1))
     return amounts
+
+
+def _elsewhere(grid: Grid, reach: float, rng: np.random.Generator) -> tuple[Array, Array]:
+    """The grid's coordinates around a point at distance `reach` in a random direction."""
+    angle = rng.uniform(0, 2 * np.pi)
+    return grid.x - np.float32(reach * np.cos(angle)), grid.y - np.float32(reach * np.sin(angle))
 
 
 def _chromatin(anatomy: Anatomy, grid: Grid, shape: Array, rng: np.random.Generator) -> Array:
@@ -376,8 +383,7 @@ def _chromatin(anatomy: Anatomy, grid: Grid, shape: Array, rng: np.random.Genera
     level += np.float32(0.3) * np.exp(-((shape + 0.2) ** 2) / 0.08)
     blue = np.zeros_like(level)
     for _ in range(anatomy.nucleoli):
-        angle, reach = rng.uniform(0, 2 * np.pi), anatomy.radius * rng.uniform(0.0, 0.55)
-        x, y = grid.x - reach * np.cos(angle), grid.y - reach * np.sin(angle)
+        x, y = _elsewhere(grid, anatomy.radius * rng.uniform(0.0, 0.55), rng)
         distance = np.hypot(x, y * rng.uniform(0.8, 1.25)) - rng.uniform(0.5, 0.95)
         level *= 1 - np.float32(0.6) * grid.soft(distance, 3)
         level += np.float32(0.15) * np.exp(-((distance - 0.15) ** 2) / 0.03)

@@ -94,7 +94,7 @@ def random_slide(rng: np.random.Generator) -> Slide:
 
 
 def sister_slide(slide: Slide, rng: np.random.Generator) -> Slide:
-    """Another slide of the same patient: same blood and stain, slightly other light and strength."""
+    """Another slide of the same patient: the same blood, slightly other light and strength."""
     return replace(
         slide,
         absorption=slide.absorption * np.float32(rng.uniform(0.93, 1.07)),
@@ -233,7 +233,7 @@ def _white_cell(
 def _red_cell(
     amounts: Array, x: float, y: float, slide: Slide, per_um: float, rng: np.random.Generator
 ) -> None:
-    radius = slide.red_radius * np.exp(rng.normal(0, slide.anisocytosis))
+    radius = float(slide.red_radius * np.exp(rng.normal(0, slide.anisocytosis)))
     waves = rng.standard_normal(11) * np.array([0.05, 0.025, 0.015, *[0.0] * 8])
     if rng.random() < 0.06:  # crenated
         waves[9:] = rng.uniform(0.015, 0.03, 2)
@@ -241,7 +241,7 @@ def _red_cell(
     if rng.random() < 0.15:  # lies tilted or is a spherocyte
         pallor *= 0.15
     phases = rng.uniform(0, 2 * np.pi, 11)
-    offset = rng.normal(0, 0.3, 2)
+    offset = rng.normal(0, 0.3, 2).astype(np.float32)
     hollow = radius * rng.uniform(0.42, 0.64)
     place = _patch(amounts, x, y, 1.2 * radius, per_um)
     if place is None:
