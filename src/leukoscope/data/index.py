@@ -93,6 +93,12 @@ def index(src: Path, out: Path, *, layout: str = "auto", workers: int | None = N
     out = Path(out).absolute()
     name = detect(tree) if layout == "auto" else layout
     output_folder(out.parent)  # fails now rather than after an hour of reading
+    if out.is_dir():
+        raise InputError(
+            f"Can't write {out}: a folder stands there",
+            fix=f"Name a file, for example {out / 'cells.parquet'}.",
+            field="output",
+        )
     images = out.parent / f"{out.stem}-images"
     rows = parse(name, tree.src, images)
     root = _root(tree.src, images, rows)
@@ -208,11 +214,18 @@ def _parallel(
     function: Callable[[Path], Facts], paths: Sequence[Path], workers: int | None
 ) -> Iterator[Facts]:
     """Results in order. Threads: decoding and hashing release the interpreter's lock."""
-    pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(workers or _cores())
     try:
         yield from pool.map(function, paths)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)  # ctrl-C does not wait for 80,000 images
+
+
+def _cores() -> int:
+    """The cores this process may use, which a container or scheduler may have limited."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _unchanged(path: Path, facts: Facts) -> bool:
