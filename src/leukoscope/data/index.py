@@ -93,7 +93,7 @@ def index(src: Path, out: Path, *, layout: str = "auto", workers: int | None = N
     out = Path(out).absolute()
     name = detect(tree) if layout == "auto" else layout
     output_folder(out.parent)  # fails now rather than after an hour of reading
-    if out.is_dir():
+    if os.path.isdir(out):  # noqa: PTH112 - Path.is_dir raises on names that are too long
         raise InputError(
             f"Can't write {out}: a folder stands there",
             fix=f"Name a file, for example {out / 'cells.parquet'}.",

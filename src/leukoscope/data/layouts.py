@@ -264,12 +264,16 @@ def bccd(src: Path) -> list[Row]:
     """
     files = _images(src, "bccd")
     pictures = [f for f in files if key(f.parent.name) in {"images", "jpegimages"}]
-    masks = {f.stem: src / f for f in files if key(f.parent.name) == "nucleus"}
+    nuclei = [f for f in files if key(f.parent.name) == "nucleus"]
+    masks = {(f.parent.parent, f.stem): src / f for f in nuclei}
     homes = {f.parent.parent for f in pictures}
     annotated = any((src / home / name).is_dir() for home in homes for name in _ANNOTATIONS)
     if not pictures or not annotated:
         raise _wrong("bccd", src)
-    return [Row(src / f, FIELD, mask=masks.get(f.stem)) for f in pictures]
+    return [
+        Row(src / f, FIELD, source=_source(f), mask=masks.get((f.parent.parent, f.stem)))
+        for f in pictures
+    ]
 
 
 _ANNOTATIONS = ("annotations", "Annotations")
@@ -289,7 +293,8 @@ def aml_mll(src: Path) -> list[Row]:
     """`<CBFB_MYH11|NPM1|PML_RARA|RUNX1_RUNX1T1|control>/<patient>/image_<n>.tif`, metadata.csv.
 
     AML-Cytomorphology_MLL_Helmholtz. The folder of an image names its patient. Where metadata.csv
-    (columns patient_id, bag_label) contradicts a patient's class folder, the index is refused.
+    (columns patient_id, bag_label) names another of the classes for a patient than the folder, the
+    index is refused.
     """
     rows = []
     for row in _labelled("aml-mll", src, AML):
@@ -307,7 +312,8 @@ def _check_metadata(src: Path, labels: Mapping[str, str]) -> None:
         return
     with files[0].open(encoding="utf-8-sig", errors="replace", newline="") as handle:
         given = {r.get("patient_id"): r.get("bag_label") for r in csv_module.DictReader(handle)}
-    wrong = [p for p, label in labels.items() if given.get(p) and key(given[p] or "") != key(label)]
+    known = {patient: AML.get(key(label or "")) for patient, label in given.items()}
+    wrong = [p for p, label in labels.items() if known.get(p) not in {None, label}]
     if wrong:
         raise InputError(
             f"{files[0]} gives {some(wrong)} another class (bag_label) than their folders",
