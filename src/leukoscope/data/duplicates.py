@@ -8,8 +8,8 @@ need and the time grows with n log n:
    itself and with its own 90 % crops and saturated versions (all follow from one small matrix
    product); a forest of random projection trees (Dasgupta and Freund, 2008) answers.
 2. Orientation. The signed coefficients of the pair, correlated over the eight orientations.
-3. Registration. An affine warp by enhanced correlation (Evangelidis and Psarakis, 2008), then the
-   correlation of local detail, which different cells of one shape don't share.
+3. Detail. The correlation of what the thumbnails hold besides broad shading, each in units of its
+   local spread, over small shifts: different cells of one shape don't share it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ CROP = 0.9  # share of each side that a cropped copy keeps
 BLACK, WHITE = 51, 208  # grey levels beyond which a change by a fifth may saturate
 COARSE, FINE = 8, 12  # frequencies a side for candidates and for orientation
 LEAF, TREES = 512, 6  # pictures a leaf of the forest, trees
-MOST_ASKED, MOST_REGISTERED = 32, 4  # candidates a picture that reach steps 2 and 3
-CANDIDATE, ORIENTED, REGISTERED, DETAIL = 0.955, 0.9, 0.93, 0.86
+MOST_ASKED, MOST_COMPARED = 32, 8  # candidates a picture that reach steps 2 and 3
+CANDIDATE, ORIENTED, DETAIL = 0.955, 0.9, 0.87  # least correlations that pass the three steps
+SHIFT = 4  # thumbnail pixels
 FLAT = 2.0  # standard deviation in grey levels below which there is no picture to compare
 _ROWS = 16_384  # rows of one matrix product
 
@@ -103,10 +104,8 @@ def similar(thumbnails: np.ndarray) -> np.ndarray:
     descriptors = np.concatenate([_descriptors(part) for part in _chunks(views, 2048)])
     asked = _candidates(descriptors, np.random.default_rng(0))
     oriented = _orientations(views, asked)
-    return textured[[pair for pair in _registered_pairs(thumbnails, oriented)] or _NO_PAIRS]
-
-
-_NO_PAIRS = np.empty((0, 2), int)
+    pairs = list(_same_detail(thumbnails, oriented))
+    return textured[np.array(pairs, int).reshape(-1, 2)]
 
 
 def _chunks(array: np.ndarray, length: int) -> Iterator[np.ndarray]:
@@ -114,12 +113,29 @@ def _chunks(array: np.ndarray, length: int) -> Iterator[np.ndarray]:
         yield array[start : start + length]
 
 
+# Start and length of what a view sees of a side: all, the first, middle and last 90 %, and what
+# two crops in a row leave.
+PARTS = [
+    (0.0, 1.0),
+    (0.0, CROP),
+    ((1 - CROP) / 2, CROP),
+    (1 - CROP, CROP),
+    ((1 - CROP**2) / 2, CROP**2),
+]
+# (row part, column part, saturated).
+VIEWS = [
+    (row, column, saturated)
+    for saturated in (False, True)
+    for row, column in [(0, 0), *product((1, 2, 3), repeat=2), (4, 4)]
+]
+
+
 def _resampling() -> np.ndarray:
-    """DCT bases (4, FINE, SIDE) that see the whole side, or its first, middle or last 90 %."""
+    """DCT bases (5, FINE, SIDE) of the parts of a side in PARTS, from orthonormal cosines."""
     frequency = np.arange(FINE)[:, None]
     position = (np.arange(SIDE) + 0.5) / SIDE
     bases = []
-    for start, length in [(0.0, 1.0), (0.0, CROP), ((1 - CROP) / 2, CROP), (1 - CROP, CROP)]:
+    for start, length in PARTS:
         inside = (position - start) / length
         # Pixels cut by the crop's edge count with the share that lies within.
         share = np.clip(
@@ -133,23 +149,15 @@ def _resampling() -> np.ndarray:
     return (np.stack(bases) * scale).astype(np.float32)
 
 
-# (row basis, column basis, saturated): the whole, its nine crops, and the same saturated.
-VIEWS = [
-    (row, column, saturated)
-    for saturated in (False, True)
-    for row, column in [(0, 0), *product((1, 2, 3), repeat=2)]
-]
-
-
 def _views(thumbnails: np.ndarray) -> np.ndarray:
     """Signed DCT coefficients (n, len(VIEWS), FINE, FINE) float32 of every view, DC left zero."""
-    bases = _resampling().reshape(4 * FINE, SIDE)
+    bases = _resampling().reshape(-1, SIDE)
     out = np.empty((len(thumbnails), len(VIEWS), FINE, FINE), np.float32)
     for saturated in (False, True):
         grey = thumbnails.astype(np.float32)
         if saturated:
             grey = np.clip(grey, BLACK, WHITE)
-        blocks = (bases @ grey @ bases.T).reshape(-1, 4, FINE, 4, FINE)
+        blocks = (bases @ grey @ bases.T).reshape(-1, len(PARTS), FINE, len(PARTS), FINE)
         for view, (row, column, tone) in enumerate(VIEWS):
             if tone == saturated:
                 out[:, view] = blocks[:, row, :, column]
@@ -235,7 +243,7 @@ def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) 
 
 
 def _orientations(views: np.ndarray, asked: pd.DataFrame) -> pd.DataFrame:
-    """The pairs that correlate in some orientation; adds it, at most MOST_REGISTERED a picture."""
+    """The pairs that correlate in some orientation; adds it, at most MOST_COMPARED a picture."""
     one, view, other = (asked[c].to_numpy(dtype=int) for c in ("one", "view", "other"))
     scores = np.zeros((len(asked), 8), np.float32)
     for start in range(0, len(asked), _ROWS):
@@ -249,19 +257,21 @@ def _orientations(views: np.ndarray, asked: pd.DataFrame) -> pd.DataFrame:
     pairs["orientation"] = scores.argmax(axis=1)
     pairs["score"] = scores.max(axis=1)
     pairs = pairs[pairs["score"] >= ORIENTED]
-    # A pair found from both ends is registered once, from the end where it fits better.
+    # A pair found from both ends is compared once, from the end where it fits better.
     pairs["low"], pairs["high"] = np.sort(pairs[["one", "other"]].to_numpy(), axis=1).T
     pairs = pairs.sort_values(["score", "low", "high", "view"], ascending=[False, True, True, True])
     pairs = pairs.drop_duplicates(["low", "high"])
-    return pairs[pairs.groupby("one").cumcount() < MOST_REGISTERED]
+    return pairs[pairs.groupby("one").cumcount() < MOST_COMPARED]
 
 
-def _registered_pairs(thumbnails: np.ndarray, pairs: pd.DataFrame) -> Iterator[tuple[int, int]]:
+def _same_detail(thumbnails: np.ndarray, pairs: pd.DataFrame) -> Iterator[tuple[int, int]]:
     columns = ["one", "view", "other", "orientation"]
     for one, view, other, orientation in pairs[columns].itertuples(index=False):
         turned = _oriented(thumbnails[other], orientation, signs=False).astype(np.float32)
-        grey, detail = _registered(_seen(thumbnails[one], view), np.ascontiguousarray(turned))
-        if grey >= REGISTERED and detail >= DETAIL:
+        if (
+            _detail_correlation(_seen(thumbnails[one], view), np.ascontiguousarray(turned))
+            >= DETAIL
+        ):
             yield one, other
 
 
@@ -280,38 +290,15 @@ def _oriented(array: np.ndarray, orientation: int, signs: bool) -> np.ndarray:
 def _detail(grey: np.ndarray) -> np.ndarray:
     """What is left of a grey float32 image without its broad shading, in units of local spread."""
     smooth = cv2.GaussianBlur(grey, (0, 0), 0.8)
-    broad = cv2.GaussianBlur(smooth, (0, 0), 3)
-    high = smooth - broad
-    spread = np.sqrt(cv2.GaussianBlur(high * high, (0, 0), 4))
-    return high / (spread + 3)
+    fine = smooth - cv2.GaussianBlur(smooth, (0, 0), 3)
+    spread = np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 4))
+    return fine / (spread + 3)
 
 
-def _registered(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Correlations (-1 to 1) of grey and of detail after the best affine warp of `other` on `one`.
-
-    Both float32 (SIDE, SIDE). (0, 0) where no warp close to the identity is found.
-    """
-    start = np.eye(2, 3, dtype=np.float32)
-    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
-    try:
-        _, warp = cv2.findTransformECC(one, other, start, cv2.MOTION_AFFINE, criteria, None, 3)
-    except cv2.error:  # it says so by an error where the two have nothing in common
-        return 0.0, 0.0
-    if np.abs(warp[:, :2] - np.eye(2)).max() > 0.15 or np.abs(warp[:, 2]).max() > SIDE / 6:
-        return 0.0, 0.0
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpAffine(other, warp, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REFLECT)
-    inside = cv2.warpAffine(np.ones_like(other), warp, (SIDE, SIDE), flags=flags) > 0.99
-    inside[[0, -1]] = inside[:, [0, -1]] = False
-    return (
-        _correlation(one[inside], warped[inside]),
-        _correlation(_detail(one)[inside], _detail(warped)[inside]),
-    )
-
-
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    return float((one @ other) / max(np.sqrt((one @ one) * (other @ other)), 1e-6))
+def _detail_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """The highest correlation (-1 to 1) of local detail over shifts of up to SHIFT pixels."""
+    inner = np.ascontiguousarray(_detail(one)[SHIFT:-SHIFT, SHIFT:-SHIFT])
+    return float(cv2.matchTemplate(_detail(other), inner, cv2.TM_CCOEFF_NORMED).max())
 
 
 def _seen(thumbnail: np.ndarray, view: int) -> np.ndarray:
@@ -320,14 +307,11 @@ def _seen(thumbnail: np.ndarray, view: int) -> np.ndarray:
     grey = thumbnail.astype(np.float32)
     if saturated:
         grey = np.clip(grey, BLACK, WHITE)
-    if not row:
+    (top, size), (left, _) = PARTS[row], PARTS[column]
+    if size == 1:
         return grey
-    start = [(1 - CROP) / 2 * (part - 1) * SIDE + (CROP - 1) / 2 for part in (column, row)]
-    warp = np.array([[CROP, 0, start[0]], [0, CROP, start[1]]])
-    return cv2.warpAffine(
-        grey,
-        warp,
-        (SIDE, SIDE),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    # Pixel centres: the crop's first pixel centre lies half a (smaller) pixel inside its edge.
+    centre = (size - 1) / 2
+    warp = np.array([[size, 0, left * SIDE + centre], [0, size, top * SIDE + centre]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(grey, warp, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
