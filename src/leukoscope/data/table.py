@@ -20,7 +20,9 @@ def read_table(src: Path) -> tuple[list[int], list[dict[str, str]]]:
     header = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
     try:
-        numbered = [(reader.line_num, [v.strip() for v in values]) for values in reader if any(values)]
+        numbered = [
+            (reader.line_num, [v.strip() for v in values]) for values in reader if any(values)
+        ]
     except csv.Error as problem:
         raise InputError(f"{src} is no csv: {problem}", fix="Save it as CSV UTF-8.") from None
     columns = [name.lower() for name in numbered[0][1]] if numbered else []
