@@ -77,12 +77,13 @@ def bootstrap(
     puts that into words.
     """
     units = _units(predictions, groups)
-    names = _defined(predictions, metrics)
+    wanted = scalars(predictions, metrics)[0]
+    measured = {name: value for name, value in wanted.items() if value is not None}
     count = _count(units)
     if count < 2:
-        return dict.fromkeys(names)
-    values = _resampled([(predictions, units)], count, names, resamples, seed)[0]
-    found = {name: _expanded(values[name], count, level) for name in names}
+        return dict.fromkeys(measured)
+    values = _resampled([(predictions, units)], count, list(measured), resamples, seed)[0]
+    found = {name: _expanded(values[name], value, count, level) for name, value in measured.items()}
     share = float(predictions.correct.mean())
     for name in ("accuracy", "micro_f1"):
         if name in found and found[name] is None and share in (0.0, 1.0):
@@ -154,19 +155,19 @@ def difference(
     keys = unit_keys([owners.get(image) for image in everyone], everyone)
     units = np.unique(np.array(keys), return_inverse=True)[1]
     count = _count(units)
-    values_a, values_b = scalars(a)[0], scalars(b)[0]
+    values_a, values_b = scalars(a, metrics)[0], scalars(b, metrics)[0]
     gaps = {
         name: x - y
-        for name in _known(metrics) or values_a
-        if (x := values_a[name]) is not None and (y := values_b[name]) is not None
+        for name, x in values_a.items()
+        if x is not None and (y := values_b[name]) is not None
     }
     both = [(a, units[: len(a)]), (b, units[len(a) :])]
     drawn = _resampled(both, count, list(gaps), resamples, seed) if count > 1 else None
     result: dict[str, dict[str, float | None]] = {}
-    for name in metrics or values_a:
+    for name in values_a:
         interval = None
         if drawn and name in gaps:
-            interval = _expanded(drawn[0][name] - drawn[1][name], count, level)
+            interval = _expanded(drawn[0][name] - drawn[1][name], gaps[name], count, level)
         # Models that agree in every resample differ by nothing; any other constant says no more.
         low, high = interval or ((0.0, 0.0) if gaps.get(name) == 0 else (None, None))
         result[name] = {"value": gaps.get(name), "low": low, "high": high}
@@ -319,8 +320,12 @@ def _whole(
     return np.array(values)
 
 
-def _expanded(values: np.ndarray, count: int, level: float) -> Interval | None:
-    """Expanded percentile interval over `count` units; None where the values don't spread."""
+def _expanded(values: np.ndarray, value: float, count: int, level: float) -> Interval | None:
+    """Expanded percentile interval over `count` units; None where the values don't spread.
+
+    Resampling biases some metrics (it raises calibration errors): the interval is extended to the
+    measured value where it would leave that out.
+    """
     from scipy.stats import norm, t
 
     values = values[~np.isnan(values)]
@@ -329,7 +334,7 @@ def _expanded(values: np.ndarray, count: int, level: float) -> Interval | None:
     tail = (1 - _checked(level)) / 2
     wider = float(norm.cdf((count / (count - 1)) ** 0.5 * t.ppf(tail, count - 1)))
     low, high = np.quantile(values, [wider, 1 - wider])
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)
 
 
 def _checked(level: float) -> float:
@@ -340,16 +345,3 @@ def _checked(level: float) -> float:
             field="level",
         )
     return level
-
-
-def _known(names: Sequence[str] | None) -> Sequence[str] | None:
-    """The names as they are; UnknownNameError for one that is no metric."""
-    for name in names or ():
-        _ = metrics[name]
-    return names
-
-
-def _defined(predictions: Predictions, names: Sequence[str] | None) -> list[str]:
-    """The wanted metrics that these predictions define."""
-    values = scalars(predictions)[0]
-    return [name for name in (_known(names) or values) if values[name] is not None]

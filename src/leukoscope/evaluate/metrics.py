@@ -348,11 +348,16 @@ SCALARS = (
 """The scalars of metrics.json in its order; metrics registered elsewhere follow."""
 
 
-def scalars(predictions: Predictions) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Every registered metric, None where undefined, and the reasons by name."""
+def scalars(
+    predictions: Predictions, names: Sequence[str] | None = None
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The named metrics (default: every one), None where undefined, and the reasons by name.
+
+    Raises UnknownNameError for a name that is no metric.
+    """
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
-    for name in [*SCALARS, *(extra for extra in metrics if extra not in SCALARS)]:
+    for name in names or [*SCALARS, *(extra for extra in metrics if extra not in SCALARS)]:
         try:
             values[name] = metrics[name](predictions)
         except Undefined as reason:

@@ -1,12 +1,11 @@
 """Novelty: how far an image is from what a classifier was trained on.
 
-Three squared terms, each in units of its median over validation images: the distance to the
-nearest class mean in the whitened principal subspace of the training features (Lee et al. 2018,
-with the identity as covariance, which is what shrinkage chooses there); the distance from that
-subspace (the residual of ViM, Wang et al. 2022); and the free energy of the logits (Liu et al.
-2020), counted only where it is higher than usual. A linear head is often surer of foreign images
-than of its own (energy alone: AUROC 0.06 on foreign smears), so low energy is no evidence that an
-image belongs. Features are scaled to unit length first (Mueller & Hein 2025).
+Three squared terms, each in units of its median over validation images: the Mahalanobis distance to
+the nearest class mean, inside the principal subspace of the training features (Lee et al. 2018);
+the distance from that subspace (the residual of ViM, Wang et al. 2022); and the free energy of the
+logits (Liu et al. 2020), counted only where it is higher than usual. A linear head is often surer
+of foreign images than of its own (energy alone: AUROC 0.06 on foreign smears), so low energy is no
+evidence that an image belongs. Features are scaled to unit length first (Mueller & Hein 2025).
 
 `score` needs numpy only.
 """
@@ -21,7 +20,8 @@ import numpy as np
 from leukoscope.errors import InputError
 
 _ENERGY_WEIGHT = 0.5
-_LARGEST_SAMPLE = 5_000  # rows that the principal axes come from; more change them little
+_SHRINKAGE = 0.02
+_LARGEST_SAMPLE = 10_000  # training images looked at; more change little and cost memory
 _TINY = 1e-12
 
 
@@ -42,18 +42,21 @@ def fit(
     Raises InputError for shapes that don't fit, no spread or no images.
     """
     _check(features, labels, validation_features, validation_logits, acceptance)
-    mean, basis, scale = _subspace(_unit(features), components)
-    coded = _encode(basis)
+    features, labels = _sample(np.asarray(features), np.asarray(labels))
+    rows = _unit(features)
+    mean, basis = _subspace(rows, components)
+    # Everything below is computed from what is stored, so that rounding can't shift the threshold.
     statistics: dict[str, Any] = {
         "mean": _rounded(mean),
-        "basis": coded,
         "components": len(basis),
-        "scale": _rounded(scale),
+        "basis": _encode(basis, "<f2"),
     }
-    whitened, _ = _project(features, statistics)
-    statistics["class_means"] = [
-        _rounded(whitened[labels == label].mean(axis=0)) for label in np.unique(labels)
-    ]
+    inside, _ = _project(rows, statistics)
+    names, place = np.unique(labels, return_inverse=True)
+    means = np.stack([inside[place == index].mean(axis=0) for index in range(len(names))])
+    whitening = _whitening(inside, inside - means[place])
+    statistics["whitening"] = _encode(whitening, "<f4")
+    statistics["class_means"] = [_rounded(row) for row in means @ whitening]
     distance, residual = _distances(validation_features, statistics)
     energy = _energy(validation_logits)
     middle = float(np.median(energy))
@@ -123,44 +126,61 @@ def _check(
         )
 
 
+def _sample(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `_LARGEST_SAMPLE` rows, each class in proportion."""
+    order = np.argsort(labels, kind="stable")
+    kept = order[:: -(-len(order) // _LARGEST_SAMPLE)]
+    return features[kept], labels[kept]
+
+
 def _unit(features: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1 (all-zero rows stay), float64."""
     rows = np.asarray(features, dtype=np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY)
 
 
-def _subspace(rows: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (d,), principal axes (c, d) and standard deviations along them (c,)."""
+def _subspace(rows: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and principal axes (c, d) of the rows."""
     from sklearn.decomposition import PCA
 
-    sample = rows[:: -(-len(rows) // _LARGEST_SAMPLE)]
-    most = min(components, sample.shape[1], max(1, len(sample) // 10))
-    if float(sample.var(axis=0).sum()) < _TINY:
+    most = min(components, rows.shape[1], max(1, len(rows) // 10))
+    if float(rows.var(axis=0).sum()) < _TINY:
         raise InputError(
             f"All {len(rows)} training images have the same features",
             fix="Check that the images differ and that the network's weights are loaded.",
             field="features",
         )
-    solver = "randomized" if most < 0.8 * min(sample.shape) else "full"
-    found = PCA(most, svd_solver=solver, random_state=0).fit(sample)
-    kept = found.explained_variance_ > _TINY
-    return found.mean_, found.components_[kept], np.sqrt(found.explained_variance_[kept])
+    solver = "randomized" if most < 0.8 * min(rows.shape) else "full"
+    found = PCA(most, svd_solver=solver, random_state=0).fit(rows)
+    return found.mean_, found.components_[found.explained_variance_ > _TINY]
 
 
-def _project(features: np.ndarray, statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Whitened coordinates (n, c) and squared distance from the subspace (n,)."""
-    centred = _unit(features) - np.array(statistics["mean"])
-    basis = _decode(statistics)
+def _whitening(inside: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """(c, c) matrix that gives the residuals from class means unit covariance.
+
+    The within-class covariance is shrunk a little towards the total variances, so that classes
+    without spread in some direction don't make every other image infinitely far.
+    """
+    within = residuals.T @ residuals / len(residuals)
+    shrunk = (1 - _SHRINKAGE) * within + _SHRINKAGE * np.diag(inside.var(axis=0))
+    values, vectors = np.linalg.eigh(shrunk)
+    return vectors / np.sqrt(np.maximum(values, _TINY))
+
+
+def _project(rows: np.ndarray, statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Principal coordinates (n, c) of unit rows, and squared distance from the subspace (n,)."""
+    centred = rows - np.array(statistics["mean"])
+    basis = _decode(statistics, "basis", "<f2")
     inside = centred @ basis.T
-    outside = centred - inside @ basis
-    return inside / np.array(statistics["scale"]), (outside**2).sum(axis=1)
+    return inside, ((centred - inside @ basis) ** 2).sum(axis=1)
 
 
 def _distances(features: np.ndarray, statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Squared distances (n,): to the nearest class mean inside the subspace, and from it."""
-    inside, residual = _project(features, statistics)
+    inside, residual = _project(_unit(features), statistics)
+    whitened = inside @ _decode(statistics, "whitening", "<f4")
     means = np.array(statistics["class_means"])
-    squared = np.stack([((inside - mean) ** 2).sum(axis=1) for mean in means])
+    squared = np.stack([((whitened - mean) ** 2).sum(axis=1) for mean in means])
     return squared.min(axis=0), residual
 
 
@@ -180,11 +200,11 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def _encode(basis: np.ndarray) -> str:
-    """(c, d) as base64 of little-endian float16: a tenth of its size as JSON numbers."""
-    return base64.b64encode(basis.astype("<f2").tobytes()).decode("ascii")
+def _encode(matrix: np.ndarray, kind: str) -> str:
+    """(c, d) as base64 of little-endian floats: a fraction of its size as JSON numbers."""
+    return base64.b64encode(matrix.astype(kind).tobytes()).decode("ascii")
 
 
-def _decode(statistics: dict[str, Any]) -> np.ndarray:
-    raw = np.frombuffer(base64.b64decode(statistics["basis"]), dtype="<f2")
+def _decode(statistics: dict[str, Any], name: str, kind: str) -> np.ndarray:
+    raw = np.frombuffer(base64.b64decode(statistics[name]), dtype=kind)
     return raw.reshape(statistics["components"], -1).astype(np.float64)
