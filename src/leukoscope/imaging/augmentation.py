@@ -118,19 +118,31 @@ def augment(images: Tensor, generators: Sequence[np.random.Generator], chain: Ch
         raise ValueError(f"images: {tuple(images.shape)} {images.dtype}, not (n, 3, h, w) float32")
     if len(generators) != len(images):
         raise ValueError(f"{len(generators)} generators for {len(images)} images")
-    height, width = images.shape[-2:]
     steps = _steps(chain)
-    drawn = [[step.draw(rng, height, width) for step in steps] for rng in generators]
+    # On a CPU a few images at a time stay in its cache; an accelerator wants them all.
+    size = 4 if images.device.type == "cpu" else len(images)
+    result = torch.empty_like(images)
     # Views don't depend on the precision that the training around them chose.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        for run in _runs(steps):
-            if isinstance(steps[run.columns[0]].example, Geometric):
-                geometric = [[row[column] for row in drawn] for column in run.columns]
-                images = _warp(images, geometric, run.fill or "reflect")  # type: ignore[arg-type]
-            else:
-                photometric = [row[run.columns[0]] for row in drawn]
-                images = _change(images, photometric)  # type: ignore[arg-type]
-        return images.clamp(0, 1)
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            torch.clamp(_augment(images[part], generators[part], steps), 0, 1, out=result[part])
+    return result
+
+
+def _augment(
+    images: Tensor, generators: Sequence[np.random.Generator], steps: Sequence[_Step]
+) -> Tensor:
+    height, width = images.shape[-2:]
+    drawn = [[step.draw(rng, height, width) for step in steps] for rng in generators]
+    for run in _runs(steps):
+        if isinstance(steps[run.columns[0]].example, Geometric):
+            geometric = [[row[column] for row in drawn] for column in run.columns]
+            images = _warp(images, geometric, run.fill or "reflect")  # type: ignore[arg-type]
+        else:
+            photometric = [row[run.columns[0]] for row in drawn]
+            images = _change(images, photometric)  # type: ignore[arg-type]
+    return images
 
 
 def _runs(steps: Sequence[_Step]) -> list[_Run]:
@@ -275,7 +287,7 @@ def _displacement(
     The Gaussian is evaluated at about every fourth pixel (of sigma 5) only and splined in between:
     to a hundredth of a pixel the same as smoothing in full, at a fifth of the time.
     """
-    noise = np.zeros((len(column), 2, height, width), dtype=np.float32)
+    noise = np.full((len(column), 2, height, width), 0.5, dtype=np.float32)
     for i, step in enumerate(column):
         if step is not None:
             noise[i] = step.noise
@@ -284,7 +296,8 @@ def _displacement(
     smooth_y, spread_y = _smoothing(height, elastic.sigma)
     values = torch.from_numpy(noise).to(device) @ smooth_x.to(device)
     values = values.transpose(-1, -2) @ smooth_y.to(device) @ spread_y.to(device)
-    return elastic.alpha * (values.transpose(-1, -2) @ spread_x.to(device))
+    # Smoothing keeps constants, so [0, 1) may become [-1, 1) after it.
+    return elastic.alpha * (2 * (values.transpose(-1, -2) @ spread_x.to(device)) - 1)
 
 
 @lru_cache(maxsize=16)

@@ -13,10 +13,9 @@ the image augmented (the papers work at 224 x 224); fractions are of the image's
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import kornia
 import numpy as np
@@ -39,8 +38,9 @@ class Geometric:
     """Where one image's output pixels are read from.
 
     `matrix` (3, 3) takes homogeneous output coordinates (x, y, 1), pixels from the image's centre,
-    to input coordinates. `noise` (2, h, w) in [-1, 1], smoothed with `sigma` and times `alpha`, is
-    added to them (x first). `fill` is None where nothing outside the image can be uncovered.
+    to input coordinates. `noise` (2, h, w), uniform in [0, 1), gives the displacements added to
+    them (x first): `alpha` times 2 `noise` - 1, smoothed with `sigma`. `fill` is None where nothing
+    outside the image can be uncovered.
     """
 
     matrix: np.ndarray = field(default_factory=lambda: np.eye(3))
@@ -77,10 +77,9 @@ def limits(
     name: str, span: Span, low: float, high: float, *, symmetric: bool = False
 ) -> tuple[float, float]:
     """The setting `span` (a number or [low, high]) as a pair; InputError outside [low, high]."""
-    if _is_number(span):
-        pair = (-abs(span), abs(span)) if symmetric else (span, span)  # type: ignore[arg-type, type-var]
-    else:
-        pair = tuple(span) if isinstance(span, Sequence) else ()  # type: ignore[assignment]
+    pair: tuple[Any, ...] = tuple(span) if isinstance(span, Sequence) else (span, span)
+    if symmetric and _is_number(span):
+        pair = (-abs(pair[0]), abs(pair[0]))
     if len(pair) != 2 or not all(map(_is_number, pair)) or not low <= pair[0] <= pair[1] <= high:
         raise InputError(
             f"Setting {name!r} got {span!r}; allowed: a number or [low, high] within "
@@ -92,9 +91,8 @@ def limits(
 
 
 def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
-    )
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _filled(fill: str) -> str:
@@ -228,8 +226,6 @@ def elastic(
     """
     (alpha, _), (sigma, _) = limits("alpha", alpha, 0, 1e4), limits("sigma", sigma, 0.5, 1e3)
     noise = draw.rng.random((2, draw.height, draw.width), dtype=np.float32)
-    noise *= 2
-    noise -= 1
     return Geometric(fill=_filled(fill), noise=noise, alpha=alpha, sigma=sigma)
 
 
@@ -268,7 +264,8 @@ def _change_hue(images: Tensor, *, shift: Tensor) -> Tensor:
     sixths = torch.where(value == red, (green - blue) / divisor, sixths) + 6 * shift[:, None, None]
     channels = []
     for offset in (5, 3, 1):
-        k = (sixths + offset).remainder_(6)
+        k = sixths + offset
+        k -= 6 * (k / 6).floor_()  # the remainder, but vectorised
         channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
     return torch.stack(channels, dim=1)
 
@@ -286,13 +283,10 @@ def _multiply_channels(images: Tensor, *, gain: Tensor) -> Tensor:
     return images * gain[:, :, None, None]
 
 
-def _sharpen(images: Tensor, *, factor: Tensor) -> Tensor:
-    # The 3 x 3 kernel (1 1 1, 1 5 1, 1 1 1) / 13 as sums of shifted views; border pixels stay.
-    rows = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
-    inner = images[..., 1:-1, 1:-1]
-    smooth = rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :] + 4 * inner
+def _sharpen(images: Tensor, *, kernel: Tensor) -> Tensor:
+    # Border pixels stay, as in Pillow.
     result = images.clone()
-    result[..., 1:-1, 1:-1] = _blend(inner, smooth / 13, factor)
+    result[..., 1:-1, 1:-1] = kornia.filters.filter2d(images, kernel, padding="valid")
     return result
 
 
@@ -360,8 +354,13 @@ def channel_gain(draw: Draw, *, gain: Span = (0.9, 1.1)) -> Photometric:
 
 @augmentations.register("sharpness")
 def sharpness(draw: Draw, *, factor: Span = 1.5) -> Photometric:
-    """Distance from the smoothed image times `factor`, as Pillow's ImageEnhance.Sharpness does."""
-    return Photometric(_sharpen, {"factor": draw.uniform("factor", factor, 0, 10)})
+    """Distance from the smoothed image times `factor`: Pillow's ImageEnhance.Sharpness, whose
+    smoothing is (1 1 1, 1 5 1, 1 1 1) / 13.
+    """
+    amount = draw.uniform("factor", factor, 0, 10)
+    kernel = (1 - amount) / 13 * np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]])
+    kernel[1, 1] += amount
+    return Photometric(_sharpen, {"kernel": kernel})
 
 
 @augmentations.register("gaussian_blur")
