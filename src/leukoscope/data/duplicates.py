@@ -34,7 +34,8 @@ CROP = 0.9  # share of each side that a cropped copy keeps
 BLACK, WHITE = 51, 208  # grey levels beyond which a change by a fifth may saturate
 COARSE, FINE = 8, 12  # frequencies a side for candidates and for orientation
 LEAF, TREES = 512, 6  # pictures a leaf of the forest, trees
-MOST_ASKED, MOST_COMPARED = 32, 8  # candidates a picture that reach steps 2 and 3
+MOST_A_VIEW = 8  # candidates that one view may bring from a leaf
+MOST_ASKED, MOST_COMPARED = 32, 6  # candidates a picture that reach steps 2 and 3
 CANDIDATE, ORIENTED, DETAIL = 0.955, 0.9, 0.87  # least correlations that pass the three steps
 SHIFT = 4  # thumbnail pixels
 FLAT = 2.0  # standard deviation in grey levels below which there is no picture to compare
@@ -58,10 +59,12 @@ class Duplicates:
 def find(cells: CellIndex) -> Duplicates:
     """Duplicates among the images of an index, from the signatures that it holds."""
     frame = cells.frame
-    # Byte-equal copies need no comparing: the first of each stands for all.
-    identical = pd.factorize(frame["sha256"])[0]
-    first = np.unique(identical, return_index=True)[1]
-    thumbnails = np.stack([as_thumbnail(frame["thumbnail"].iloc[row]) for row in first])
+    # Byte-equal copies need no comparing: the first of each stands for all. Taken in the order of
+    # their hashes, nothing depends on the order of the rows.
+    _, first, identical = np.unique(
+        frame["sha256"].to_numpy(dtype=str), return_index=True, return_inverse=True
+    )
+    thumbnails = np.stack([as_thumbnail(stored) for stored in frame["thumbnail"].iloc[first]])
     pairs = similar(thumbnails)
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(first),) * 2)
     clusters = connected_components(graph, directed=False)[1][identical]
@@ -96,7 +99,7 @@ def similar(thumbnails: np.ndarray) -> np.ndarray:
     `thumbnails` is (n, SIDE, SIDE) uint8. Deterministic: the random projections have a fixed seed.
     Flat pictures are never similar to anything.
     """
-    textured = np.flatnonzero([t.std() >= FLAT for t in thumbnails])
+    textured = np.flatnonzero(thumbnails.reshape(len(thumbnails), -1).std(axis=1) >= FLAT)
     if textured.size < 2:
         return np.empty((0, 2), int)
     thumbnails = thumbnails[textured]
@@ -166,13 +169,13 @@ def _views(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(length, 1e-6)
+    lengths: np.ndarray = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(lengths, 1e-6)
 
 
 def _descriptors(views: np.ndarray) -> np.ndarray:
     """Magnitudes that no orientation changes, unit length, from signed coefficients (..., F, F)."""
-    rows, columns = np.triu_indices(COARSE, k=0)
+    rows, columns = np.triu_indices(COARSE)
     kept = (rows + columns > 0) & (rows + columns < COARSE + 2)
     rows, columns = rows[kept], columns[kept]
     size = np.abs(views)
@@ -192,17 +195,22 @@ def _candidates(descriptors: np.ndarray, rng: np.random.Generator) -> pd.DataFra
     flat = descriptors.reshape(n * views, -1)
     best = pd.DataFrame({"one": [], "view": [], "other": [], "score": []}).astype(int)
     for _ in range(TREES):
-        found = [best]
-        for members, rows in _leaves(flat, views, rng):
-            for part in _chunks(rows, _ROWS):
-                found.append(_alike(flat, views, members, part))
-        best = pd.concat([f for f in found if len(f)] or [best])
-        best = best.sort_values(
-            ["one", "score", "other", "view"], ascending=[True, False, True, True]
-        )
-        best = best.drop_duplicates(["one", "other"])
-        best = best[best.groupby("one").cumcount() < MOST_ASKED]
+        found = [
+            _alike(flat, views, members, part)
+            for members, rows in _leaves(flat, views, rng)
+            for part in _chunks(rows, _ROWS)
+        ]
+        best = _best(pd.concat([f for f in (best, *found) if len(f)] or [best]), n)
     return best
+
+
+def _best(pairs: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The best view of each pair, and of these the MOST_ASKED best of each picture."""
+    one, other = pairs["one"].to_numpy(), pairs["other"].to_numpy()
+    pairs = pairs.iloc[np.lexsort((pairs["view"], -pairs["score"], one * n + other))]
+    pairs = pairs[~pairs.duplicated(["one", "other"])]
+    pairs = pairs.iloc[np.lexsort((-pairs["score"], pairs["one"]))]
+    return pairs[pairs.groupby("one").cumcount() < MOST_ASKED]
 
 
 def _leaves(
@@ -215,7 +223,7 @@ def _leaves(
         if len(members) <= LEAF:
             yield members, rows
             continue
-        along = rng.normal(size=flat.shape[1]).astype(np.float32)
+        along = rng.standard_normal(flat.shape[1], dtype=np.float32)
         order = members[np.argsort(flat[members] @ along, kind="stable")]
         middle = len(order) // 2
         left = flat[rows] @ along <= flat[order[middle - 1]] @ along
@@ -226,11 +234,12 @@ def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) 
     scores = flat[rows] @ flat[members].T
     hits = scores >= CANDIDATE
     hits &= rows[:, None] // views != members // views
-    crowded = np.flatnonzero(hits.sum(axis=1) > MOST_ASKED)
+    crowded = np.flatnonzero(hits.sum(axis=1) > MOST_A_VIEW)
     if crowded.size:
         shown = np.where(hits[crowded], scores[crowded], -1)
-        least = np.partition(shown, -MOST_ASKED, axis=1)[:, -MOST_ASKED]
-        hits[crowded] &= scores[crowded] >= least[:, None]
+        best = np.argpartition(-shown, MOST_A_VIEW, axis=1)[:, :MOST_A_VIEW]
+        hits[crowded] = False
+        hits[crowded[:, None], best] = True
     row, member = np.nonzero(hits)
     return pd.DataFrame(
         {

@@ -392,7 +392,7 @@ def check(
     cells: CellIndex,
     split_frame: pd.DataFrame,
     *,
-    excluded: Collection[str] = (),
+    excluded: Collection[str] = frozenset(),
     found: Duplicates | None = None,
 ) -> None:
     """Raise LeakError where a patient or a picture stands in two roles of one fold.
@@ -400,8 +400,13 @@ def check(
     InputError where index and split don't name the same images; `excluded` are images of the index
     that the split leaves out on purpose. `found` saves looking for duplicates again.
     """
-    _check_values(split_frame, "The split")
-    _refuse_other_images(cells, split_frame, excluded)
+    absent = [image for image in left_out(cells, split_frame) if image not in excluded]
+    if absent:
+        raise InputError(
+            f"{len(absent)} images of the index are not in every fold of the split: {some(absent)}",
+            fix="Split anew, or list them as excluded.",
+            field="split",
+        )
     across = crossing(cells, split_frame, found or duplicates.find(cells))
     faults = []
     if across.patients:
@@ -417,9 +422,12 @@ def check(
         )
 
 
-def _refuse_other_images(
-    cells: CellIndex, split_frame: pd.DataFrame, excluded: Collection[str]
-) -> None:
+def left_out(cells: CellIndex, split_frame: pd.DataFrame) -> list[str]:
+    """Images of the index that some fold of the split lacks, sorted.
+
+    InputError where the split is malformed or names images that the index doesn't have.
+    """
+    _check_values(split_frame, "The split")
     indexed = set(cells.frame["image"])
     unknown = sorted(set(split_frame["image"]) - indexed)
     if unknown:
@@ -428,12 +436,6 @@ def _refuse_other_images(
             fix="Use the index that the split was made from, or split anew.",
             field="split",
         )
-    for fold, part in split_frame.groupby("fold"):
-        absent = sorted(indexed - set(part["image"]) - set(excluded))
-        if absent:
-            raise InputError(
-                f"{len(absent)} images of the index are not in fold {fold} of the split: "
-                f"{some(absent)}",
-                fix="Split anew, or list them as excluded.",
-                field="split",
-            )
+    times = split_frame["image"].value_counts()
+    everywhere = set(times.index[times == split_frame["fold"].nunique()])
+    return sorted(indexed - everywhere)
