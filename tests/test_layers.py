@@ -12,6 +12,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "leukoscope"
 LAYERS = [
     {"cli"},
     {"api"},
+    {"doctor"},
     {"review"},
     {"report"},
     {"recipes"},

@@ -5,12 +5,14 @@ Each imports what it needs when called, so that `predict` starts without torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukoscope.compat import require
-from leukoscope.files import write_json
+from leukoscope.files import read_json, write_json
+
+DEMO_SETTINGS = ("training.epochs=6", "views.count=8")
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,15 +59,18 @@ def split(
     return made
 
 
-def train(recipe: str, cells: Path, out: Path, **options: Any) -> Path:
-    """Train one arm of a recipe, judge it, write the report; see recipes.runner.train."""
+def train(recipe: str, cells: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """Train one arm of a recipe, judge it, write its report; options as in recipes.runner.train.
+
+    Returns {run, report, metrics}.
+    """
     require("torch", "train")
     from leukoscope.recipes import runner
     from leukoscope.report.run import write
 
     run = runner.train(recipe, Path(cells), Path(out), **options)
-    write(run)
-    return run
+    report = write(run)
+    return {"run": str(run), "report": str(report), "metrics": read_json(run / "metrics.json")}
 
 
 def reproduce(
@@ -85,13 +90,16 @@ def reproduce(
     from leukoscope.report.run import write
 
     found = reproduction.reproduce(
-        recipe, Path(cells), Path(out), arms=arms, protocols=protocols, weights=weights,
+        recipe, Path(cells), Path(out), chosen=arms, protocols=protocols, weights=weights,
         settings=settings,
     )  # fmt: skip
-    for run in found["runs"]:
-        write(Path(run))
-    comparison.write(Path(out), found)
-    return found
+    runs = [Path(run) for run in found["runs"]]
+    for run in runs:
+        write(run)
+    report = comparison.write(
+        Path(out), runs, found["table"], found["comparison"], title=f"Reproduction of {recipe}"
+    )
+    return {**found, "report": str(report)}
 
 
 def evaluate(source: Path, *, on: Path | None = None, out: Path | None = None) -> dict[str, Any]:
@@ -127,3 +135,91 @@ def predict(bundle: Path, paths: Sequence[str | Path], out: Path) -> dict[str, i
     from leukoscope.bundle import prediction
 
     return prediction.predict(Path(bundle), paths, Path(out))
+
+
+def explain(source: Path, images: Sequence[str | Path], out: Path) -> list[dict[str, Any]]:
+    """Grad-CAM overlays of a run's or a bundle's answers; see recipes.explanations.explain."""
+    from leukoscope.recipes import explanations
+
+    return explanations.explain(Path(source), images, Path(out))
+
+
+def datasets() -> list[dict[str, Any]]:
+    """The data sets that are known, with licence, citation and how to get them."""
+    from dataclasses import asdict
+
+    from leukoscope.data.datasets import datasets as known
+
+    return [asdict(card) for card in known.values()]
+
+
+def recipes(name: str | None = None) -> list[dict[str, Any]]:
+    """The recipes as {name, title, paper, arms, protocols, …}, or the one of that name."""
+    from leukoscope.recipes import schema
+
+    found = []
+    for each in [name] if name else schema.names():
+        tables = schema.raw(each)
+        found.append(
+            {
+                "name": tables["name"],
+                "title": tables["title"],
+                "paper": tables["paper"]["citation"],
+                "arms": schema.arms(tables),
+                "protocols": list(schema.PROTOCOLS),
+                "summary": tables["summary"],
+                "traps": tables.get("traps", []),
+                "settings": schema.paths(),
+                "text": schema.text(each),
+            }
+        )
+    return found
+
+
+def doctor() -> list[dict[str, Any]]:
+    """What works on this machine, with the fix for what doesn't."""
+    from leukoscope import doctor as checks
+
+    return checks.doctor()
+
+
+def demo(out: Path, *, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """The whole way on the embedded synthetic smear; returns {metrics, report, bundle, …}.
+
+    The from-scratch arm, since it needs no downloaded weights. `say` gets a line a step.
+    """
+    require("torch", "train")
+    from leukoscope.data import synthetic
+
+    out = Path(out)
+    say("1/8 Drawing a synthetic smear: 500 cells, 8 patients, with leaks planted")
+    cells = synthetic.make(out / "smear")
+    say("2/8 Indexing")
+    index(cells, out / "cells.parquet", layout="csv")
+    say("3/8 Auditing")
+    for sentence in audit(out / "cells.parquet", out=out / "audit.json")["summary"]:
+        say(f"    {sentence}")
+    say("4/8 Training recipe lightweight-cnn, arm cnn (from scratch), both protocols")
+    found = reproduce(
+        "lightweight-cnn", out / "cells.parquet", out / "runs", arms=["cnn"],
+        settings=DEMO_SETTINGS,
+    )  # fmt: skip
+    run = out / "runs" / "cnn-clean"
+    say("5/8 Evaluating")
+    metrics = evaluate(run, out=out / "metrics.json")
+    say("6/8 Exporting the bundle")
+    bundle = export(run, out / "bundle")
+    say("7/8 Reading the fields' and the smear's cells with it")
+    predict(bundle, [out / "smear" / "images"], out / "predictions.csv")
+    say("8/8 Explaining some of them")
+    pictures = sorted((out / "smear" / "images").glob("*/*"))[:: 500 // 12]
+    explain(bundle, pictures, run / "explain")
+    from leukoscope.report.run import write
+
+    report = write(run)
+    return {
+        "metrics": metrics,
+        "report": str(report),
+        "bundle": str(bundle),
+        "reproduction": found["report"],
+    }

@@ -11,7 +11,6 @@ from leukoscope.errors import InputError
 from leukoscope.files import read_json, sha256_of
 from leukoscope.imaging.pipeline import check as check_chain
 
-FORMAT = 1
 GRAPH = "model.onnx"
 CONTRACT = "contract.json"
 OUTPUTS = ("logits", "features", "feature_map", "class_gradient")
@@ -73,7 +72,7 @@ class Model(Part):
 class Contract(Part):
     """Everything inference needs beside the graph; the server reads nothing else."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     leukoscope: str
     created: str
     name: str

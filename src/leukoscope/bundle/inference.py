@@ -96,6 +96,10 @@ class Reader:
         """Chosen outputs of the graph for (n, 3, h, w) prepared images."""
         return self.session.run(list(outputs), {"images": images})
 
+    def calibrated(self, logits: np.ndarray) -> np.ndarray:
+        """(n, k) probabilities of (n, k) logits."""
+        return softmax(logits, self.contract.temperature)
+
     def answer(self, images: np.ndarray) -> Answers:
         """Calibrated probabilities, prediction sets and novelty of (n, 3, h, w) prepared images."""
         logits, features = self.run(images, ("logits", "features"))

@@ -42,7 +42,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[  # noqa: ARG001 - acts by its callback
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
@@ -72,7 +72,7 @@ def datasets(json: Json = False) -> None:
     rows = [(d["name"], d["layout"], d["n_images"], d["patients"], d["licence"]) for d in found]
     show.table("Data sets", ("name", "layout", "images", "patients", "licence"), rows)
     for d in found:
-        show.say(f"{d['name']}: {d['title']}. {d['how_to_get']} Cite: {d['citation']}")
+        show.say(f"{d['name']}: {d['title']}. {d['how']} Cite: {d['citation']}")
 
 
 @app.command("recipes")
@@ -154,8 +154,8 @@ def split(
 ) -> None:
     """Split by patient and duplicate cluster, stratified by class."""
     made = api.split(cells, out, ratios=ratios, folds=folds, seed=seed)
-    counts = made.groupby(["fold", "role"], sort=False).size()
-    rows = [(fold, role, n) for (fold, role), n in counts.items()]
+    counts = made.groupby(["fold", "role"], sort=False).size().reset_index(name="images")
+    rows = counts.to_numpy().tolist()
     show.table(str(out), ("fold", "role", "images"), rows)
 
 

@@ -7,12 +7,12 @@ import sys
 import warnings
 from typing import NoReturn
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from leukoscope.cli import show
 from leukoscope.cli.commands import app
-from leukoscope.errors import InputError, LeukoscopeError, nearest
+from leukoscope.errors import InputError, LeukoscopeError
 
 
 def run() -> NoReturn:
@@ -22,11 +22,11 @@ def run() -> NoReturn:
         code = app(standalone_mode=False)
     except LeukoscopeError as problem:
         code = _say(problem)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _say(InputError("Stopped by ctrl-C; nothing half-written was left behind"))
     except MemoryError:
         code = _say(InputError("The memory is full", fix="Close other programs, or use less data."))
-    except click.ClickException as problem:
+    except TyperException as problem:
         code = _say(_usage(problem))
     except typer.Exit as stop:
         code = stop.exit_code
@@ -43,16 +43,12 @@ def _say(problem: LeukoscopeError) -> int:
     return problem.exit_code
 
 
-def _usage(problem: click.ClickException) -> InputError:
-    """A misuse of the command line in our form: what was got, the nearest match, the fix."""
-    text = " ".join(problem.format_message().split()).rstrip(".")
+def _usage(problem: TyperException) -> InputError:
+    """A misuse of the command line in our form; typer names the nearest match itself."""
     context = getattr(problem, "ctx", None)
-    quoted = text.split("'")
-    near = None
-    if "No such command" in text and len(quoted) > 1:
-        near = nearest(quoted[1], [c.name for c in app.registered_commands if c.name])
     where = context.command_path if context else "leukoscope"
-    return InputError(text, fix=f"Did you mean {near!r}?" if near else f"See: {where} --help")
+    text = " ".join(problem.format_message().split()).rstrip(".?")
+    return InputError(f"{text}{'?' if 'Did you mean' in text else ''}", fix=f"See: {where} --help")
 
 
 def _bug(problem: Exception) -> int:

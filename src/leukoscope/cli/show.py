@@ -62,6 +62,14 @@ def percent(value: float | None, interval: Sequence[float] | None = None) -> str
     )
 
 
+def estimate(found: Mapping[str, Any] | None) -> str:
+    """A {value, low, high} as a percentage with its interval; empty where there is none."""
+    if found is None or found["value"] is None:
+        return ""
+    both = None not in (found["low"], found["high"])
+    return percent(found["value"], (found["low"], found["high"]) if both else None)
+
+
 def metrics(title: str, found: Mapping[str, Any]) -> None:
     """The main figures of a metrics.json, with intervals and the trivial baseline."""
     ci = found.get("ci") or {}

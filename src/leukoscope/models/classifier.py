@@ -37,6 +37,17 @@ class Classifier(nn.Module):
         return self.head(self.pooled(images))
 
 
+class Pooled(nn.Module):
+    """The backbone alone: (n, d) pooled features of images."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.pooled(images)
+
+
 class Deployed(nn.Module):
     """What the ONNX graph computes: (logits, features, feature_map, class_gradient).
 

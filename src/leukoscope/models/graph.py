@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,11 +46,19 @@ def to_onnx(module: nn.Module, size: tuple[int, int], outputs: tuple[str, ...]) 
     return graph
 
 
-def _check_parity(module: nn.Module, graph: bytes, size: tuple[int, int]) -> None:
-    """Raise LeukoscopeError unless ONNX Runtime gives what torch gives, on fresh input."""
+def session_of(graph: bytes) -> Any:
+    """An ONNX Runtime session on the CPU whose threads don't spin between calls."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _check_parity(module: nn.Module, graph: bytes, size: tuple[int, int]) -> None:
+    """Raise LeukoscopeError unless ONNX Runtime gives what torch gives, on fresh input."""
+    session = session_of(graph)
     images = np.random.default_rng(0).random((3, 3, *size), dtype=np.float32)
     with torch.no_grad():
         expected = module(torch.from_numpy(images))

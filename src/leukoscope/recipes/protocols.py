@@ -67,10 +67,7 @@ def sample_table(
     """
     frame = cells.frame.set_index("image").loc[roles["image"]]
     count = recipe.views.count
-    per_image = [
-        count if pooled or role == "train" else 1
-        for role in roles["role"]
-    ]
+    per_image = [count if pooled or role == "train" else 1 for role in roles["role"]]
     table = pd.DataFrame(
         {
             "image": np.repeat(roles["image"].to_numpy(), per_image),

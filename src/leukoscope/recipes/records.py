@@ -38,7 +38,7 @@ def claim(out: Path, plan: Recipe, protocol: Protocol, resume: bool) -> Path:
     InputError where another run stands there, or where `resume` meets other settings.
     """
     path = out / "recipe.toml"
-    text = tomli_w.dumps({"protocol": protocol, **_without_none(plan.model_dump())})
+    text = tomli_w.dumps({"protocol": protocol, **plain(plan.resolved())})
     if path.exists():
         if not resume:
             raise InputError(
@@ -54,13 +54,6 @@ def claim(out: Path, plan: Recipe, protocol: Protocol, resume: bool) -> Path:
             )
     write_text(path, text)
     return out
-
-
-def _without_none(value: Any) -> Any:
-    value = plain(value)
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    return value
 
 
 def check_labels(index: CellIndex, table: pd.DataFrame) -> list[str]:

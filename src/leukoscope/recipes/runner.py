@@ -13,7 +13,9 @@ from leukoscope.data.audit import audit
 from leukoscope.data.index import CellIndex
 from leukoscope.data.index import load as load_index
 from leukoscope.files import output_folder
+from leukoscope.imaging.augmentation import check as check_augmentation
 from leukoscope.models import weights as model_weights
+from leukoscope.models.backbones import check_architecture
 from leukoscope.models.classifier import Classifier, build
 from leukoscope.models.weights import Weights
 from leukoscope.recipes import deploy, records
@@ -45,6 +47,7 @@ def train(
     """
     began = time.time()
     plan = resolve(recipe, arm=arm, settings=settings)
+    check_augmentation(plan.augmentation)
     start = starting_weights(plan, weights)
     index = load_index(cells)
     given = splits.read(split) if split else None
@@ -88,6 +91,7 @@ def train(
 
 def starting_weights(plan: Recipe, given: str | None) -> Weights:
     """The arm's weights: `none` for what is trained from scratch, whatever was asked for."""
+    check_architecture(plan.model.backbone)
     wanted = plan.model.weights if plan.model.weights == "none" else given or plan.model.weights
     return model_weights.resolve(wanted, plan.model.backbone)
 
@@ -103,9 +107,7 @@ def make_samples(
     """The views of `table` as the network takes them; a frozen backbone runs once per view."""
     hashes = index.frame.set_index("image")["sha256"]
     files = {i: ImageFile(index.path(i), hashes[i]) for i in table["image"].unique()}
-    view_settings = ViewSettings(
-        plan.preprocessing, plan.augmentation, plan.views.count, plan.views.fill, plan.seed
-    )
+    view_settings = ViewSettings(plan.preprocessing, plan.augmentation, plan.views.count, plan.seed)
     if not plan.model.frozen:
         return pixel_samples(table, files, view_settings, start, device)
     identity = {"backbone": plan.model.backbone, "weights": start.describe(), "seed": plan.seed}

@@ -31,10 +31,7 @@ class Table(BaseModel):
 class Paper(Table):
     """Where the method comes from."""
 
-    authors: str
-    year: int
-    title: str
-    journal: str
+    citation: str
     doi: str = ""
     licence: str
 
@@ -51,7 +48,6 @@ class Views(Table):
     """Augmented copies made in advance: `count` views an image, the first the image itself."""
 
     count: Count = 1
-    fill: Literal["reflect", "white", "black", "edge"] = "reflect"
 
 
 class Model(Table):
@@ -96,6 +92,11 @@ class Recipe(Table):
     published: dict[str, float] = {}
     traps: list[str] = []
 
+    def resolved(self) -> dict[str, Any]:
+        """The tables of a recipe file that says just this, with this one arm."""
+        tables = self.model_dump(exclude={"published"})
+        return tables | {"arms": {self.arm: {}}, "published": {self.arm: self.published}}
+
     @property
     def sha256(self) -> str:
         """The hash of everything the recipe says, arm and settings included."""
@@ -108,22 +109,25 @@ def names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith("toml"))
 
 
-def raw(name: str) -> dict[str, Any]:
-    """A recipe file's tables as they stand: a shipped recipe by name, or an own one by path."""
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"No recipe file at {name}", fix="Check the path.", field="recipe")
-        return _parse(path.read_bytes(), name)
-    if name not in names():
-        raise UnknownNameError("recipe", name, names())
-    return _parse(resources.files("leukoscope.recipes").joinpath(f"{name}.toml").read_bytes(), name)
-
-
-def _parse(data: bytes, name: str) -> dict[str, Any]:
+def text(name: str) -> str:
+    """A recipe file as it stands: a shipped recipe by name, or an own one by path."""
+    if not name.endswith(".toml"):
+        if name not in names():
+            raise UnknownNameError("recipe", name, names())
+        return resources.files("leukoscope.recipes").joinpath(f"{name}.toml").read_text("utf-8")
     try:
-        return tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(
+            f"Recipe {name} can't be read: {problem}", fix="Check the path.", field="recipe"
+        ) from None
+
+
+def raw(name: str) -> dict[str, Any]:
+    """A recipe file's tables as they stand, neither merged nor checked."""
+    try:
+        return tomllib.loads(text(name))
+    except (tomllib.TOMLDecodeError, RecursionError) as problem:
         raise InputError(
             f"Recipe {name} is not TOML: {problem}", fix="Correct that line.", field="recipe"
         ) from None
@@ -140,7 +144,8 @@ def resolve(name: str, *, arm: str | None = None, settings: Sequence[str] = ()) 
     Raises InputError naming the key, what was got, what is allowed and the nearest match.
     """
     tables = raw(name)
-    arm = arm or arms(tables)[0]
+    tables.pop("protocol", None)  # a run's recipe.toml states these two; it is a recipe as well
+    arm = arm or tables.pop("arm", None) or arms(tables)[0]
     if arm not in arms(tables):
         raise UnknownNameError("arm", arm, arms(tables))
     overrides = tables.pop("arms", {}).get(arm, {})

@@ -80,7 +80,7 @@ def newest(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress | None, list[str]]:
     """Restore from the newest whole checkpoint; also sentences about damaged ones passed over."""
-    remarks = []
+    remarks: list[str] = []
     for path in sorted(folder.glob("epoch-*.safetensors"), reverse=True):
         try:
             return load(path, module, optimizer), remarks

@@ -7,7 +7,7 @@ pooled features of some rows, and a module from those to logits.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from leukoscope.models.classifier import Classifier
-from leukoscope.models.graph import to_onnx
+from leukoscope.models.classifier import Classifier, Pooled
+from leukoscope.models.graph import session_of, to_onnx
 from leukoscope.models.weights import Weights
 from leukoscope.train import cache as caches
 from leukoscope.train.cache import ArrayCache
-from leukoscope.train.views import ImageFile, ViewSettings, fill, get
+from leukoscope.train.views import ImageFile, ViewSettings, fill, get, prepare
 
 BATCH = 32  # views through a backbone at once; measured best on two cores
 
@@ -29,7 +29,9 @@ BATCH = 32  # views through a backbone at once; measured best on two cores
 class Samples(Protocol):
     """Rows of a table of (image, view), as inputs of a network."""
 
-    input_size: tuple[int, int]
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input in pixels."""
 
     def inputs(self, rows: np.ndarray) -> Tensor:
         """What the trained part of the network takes for these rows."""
@@ -112,7 +114,7 @@ def feature_samples(
         features = np.memmap(scratch, dtype=np.float32, mode="w+", shape=(len(table), len(first)))
     for row, (sha256, view) in enumerate(zip(hashes, table["view"], strict=True)):
         features[row] = get(cache, sha256, int(view))
-    return FeatureSamples(features, extract.size or _size(files, settings))
+    return FeatureSamples(features, _size(files, settings))
 
 
 def pixel_samples(
@@ -142,34 +144,33 @@ def _blocks(table: pd.DataFrame, files: dict[str, ImageFile]) -> dict[str, list[
 
 
 def _size(files: dict[str, ImageFile], settings: ViewSettings) -> tuple[int, int]:
-    from leukoscope.train.views import prepare
-
     height, width = prepare(next(iter(files.values())).path, settings).shape[:2]
     return height, width
 
 
+Run = Callable[[np.ndarray], np.ndarray]
+
+
 class _Extractor:
-    """uint8 views to pooled features: by ONNX Runtime on a CPU (several times torch's speed)."""
+    """uint8 views (n, h, w, 3) to pooled features (n, d) float32 of a frozen backbone.
+
+    By ONNX Runtime on a CPU, several times as fast as torch there; by torch on a GPU. Built at the
+    first call, since a run whose features are all kept needs neither.
+    """
 
     def __init__(self, classifier: Classifier, weights: Weights, device: str) -> None:
         self.classifier, self.weights, self.device = classifier, weights, device
-        self.size: tuple[int, int] | None = None
-        self._run = None
+        self.run: Run | None = None
 
     def __call__(self, views: np.ndarray) -> np.ndarray:
-        if self.size is None:
-            self.size = (views.shape[1], views.shape[2])
-            self._run = self._onnx() if self.device == "cpu" else self._torch
-        assert self._run is not None
+        if self.run is None:
+            size = (views.shape[1], views.shape[2])
+            self.run = self._onnx(size) if self.device == "cpu" else self._torch()
         parts = np.array_split(views, -(-len(views) // BATCH))
-        return np.concatenate([self._run(part) for part in parts]).astype(np.float32)
+        return np.concatenate([self.run(part) for part in parts]).astype(np.float32)
 
-    def _onnx(self):  # type: ignore[no-untyped-def]
-        import onnxruntime
-
-        assert self.size is not None
-        graph = to_onnx(_Pooled(self.classifier), self.size, ("features",))
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    def _onnx(self, size: tuple[int, int]) -> Run:
+        session = session_of(to_onnx(Pooled(self.classifier), size, ("features",)))
 
         def run(views: np.ndarray) -> np.ndarray:
             images = normalise(torch.from_numpy(views), self.weights).contiguous().numpy()
@@ -177,17 +178,12 @@ class _Extractor:
 
         return run
 
-    def _torch(self, views: np.ndarray) -> np.ndarray:
+    def _torch(self) -> Run:
         self.classifier.eval().to(self.device)
-        with torch.inference_mode():
-            images = normalise(torch.from_numpy(views).to(self.device), self.weights)
-            return self.classifier.pooled(images).cpu().numpy()
 
+        def run(views: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                images = normalise(torch.from_numpy(views).to(self.device), self.weights)
+                return self.classifier.pooled(images).float().cpu().numpy()
 
-class _Pooled(torch.nn.Module):
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.backbone = classifier.backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(images).mean(dim=(2, 3))
+        return run

@@ -40,7 +40,6 @@ class ViewSettings:
     preprocessing: Sequence[dict[str, Any]]
     augmentation: Sequence[dict[str, Any]]
     count: int
-    fill: str
     seed: int
 
     def key(self) -> dict[str, Any]:
@@ -48,7 +47,6 @@ class ViewSettings:
             "preprocessing": self.preprocessing,
             "augmentation": self.augmentation,
             "count": self.count,
-            "fill": self.fill,
             "seed": self.seed,
         }
 
@@ -63,7 +61,7 @@ def augmented(image: np.ndarray, sha256: str, settings: ViewSettings) -> np.ndar
     generators = [view_generator(settings.seed, sha256, k) for k in range(1, settings.count)]
     pixels = torch.from_numpy(image).permute(2, 0, 1).float().div_(255)
     copies = pixels.expand(len(generators), *pixels.shape).contiguous()
-    views = augment(copies, generators, settings.augmentation, fill=settings.fill)
+    views = augment(copies, generators, settings.augmentation)
     return views.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -80,11 +78,11 @@ def fill(
     description: str,
 ) -> None:
     """Make every missing block of every image and keep it; decoding runs ahead in threads."""
-    todo = {}
+    todo: dict[str, tuple[ImageFile, list[str]]] = {}  # by content: copies are made once
     for image in images:
         wanted = [b for b in blocks(image) if cache.get(image.sha256, b) is None]
         if wanted:
-            todo[image.sha256] = (image, sorted({*wanted, *todo.get(image.sha256, (image, []))[1]}))
+            todo[image.sha256] = (image, wanted)
     work = list(todo.values())
     prepared = ahead(lambda item: prepare(item[0].path, settings), work)
     shape: tuple[int, ...] | None = None
