@@ -71,8 +71,8 @@ def bootstrap(
 
     groups: (n,) the patient of each image, None where unknown (its own group); without groups
     every image is one. metrics: names, default all that these predictions define.
-    Returns {name: (low, high)}, by expanded percentiles (Hesterberg 2015, eq. 15), which widens
-    percentile intervals for few groups. None where the data hold no interval: one group only, or
+    Returns {name: (low, high)}, by expanded percentiles (Hesterberg 2015), which widen
+    plain ones for few groups. None where the data hold no interval: one group only, or
     every resample gives the same value (accuracy then gets Wilson's, over groups). `describe`
     puts that into words.
     """
