@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from leukoscope import files
 from leukoscope.report import figures, page, verdict
 from leukoscope.report.numbers import (
     bounds,
@@ -40,14 +41,14 @@ def write(
     tests: Mapping[str, Any] | None = None,
     *,
     title: str = "Comparison of runs",
-    banner: str = "",
+    not_run: Sequence[Row] = (),
 ) -> Path:
     """Write `report.html` and `figures/` into `folder`; returns the report's path.
 
     `runs`: folders with a report each, linked. `rows`: one an arm and metric, with the keys `arm`,
     `metric`, `published_figure` (a fraction or None) and `published_protocol`, `clean`,
     `difference` (published protocol minus clean), each `{value, low, high}` or None.
-    `tests`: comparison.json of DESIGN.md. `banner` stands above the page (synthetic data, say).
+    `tests`: comparison.json of DESIGN.md. `not_run`: `{arm, protocol, why}` of what couldn't run.
     Raises InputError where the folder can't be written to.
     """
     metrics = list(dict.fromkeys(str(row["metric"]) for row in rows))
@@ -55,14 +56,14 @@ def write(
         _verdict(rows),
         *(_metric(metric, [row for row in rows if row["metric"] == metric]) for metric in metrics),
         _tests(tests),
-        _runs(Path(folder), runs),
+        _runs(Path(folder), runs, not_run),
     ]
     arms = len({row["arm"] for row in rows})
     built = page.Page(
         title=title,
         subtitle=f"{count(arms, 'arm')}, {count(len(runs), 'run')}",
         sections=sections,
-        banner=banner,
+        banner=verdict.SYNTHETIC if any(map(_synthetic, runs)) else "",
         footer=(verdict.PURPOSE,),
     )
     return page.write(built, Path(folder))
@@ -87,8 +88,8 @@ def _verdict(rows: Sequence[Row]) -> Section:
     if compared:
         mean = sum(compared) / len(compared)
         says.append(
-            f"The published protocol reads {points(mean)} higher on average; the difference is "
-            f"clear for {listing(flattering) if flattering else 'no arm'}."
+            f"The published protocol reads {points(mean)} {'higher' if mean >= 0 else 'lower'} on "
+            f"average; it clearly flatters {listing(flattering) if flattering else 'no arm'}."
         )
     text = " ".join(says) or "No arm was measured under the clean protocol."
     return Section("verdict", "Verdict", [Paragraph(text, "lead"), Paragraph(verdict.PURPOSE)])
@@ -109,7 +110,7 @@ def _metric(metric: str, rows: Sequence[Row]) -> Section:
         cells.append("not known" if gap is None else difference(metric, gap, limits))
         table.append(cells)
     head = ["Arm", "Paper", "Published protocol", "Clean protocol", "Difference"]
-    caption = f"{title(metric)} by arm. Difference is published protocol minus clean, with its 95% interval."
+    caption = f"{title(metric)} by arm, with 95% intervals; difference is published minus clean."
     blocks: list[Block] = []
     if data:
         frame = pd.DataFrame(data, columns=["name", "kind", "value", "low", "high"])
@@ -145,18 +146,23 @@ def _tests(tests: Mapping[str, Any] | None) -> Section:
             [
                 f"{pair.get('a')} against {pair.get('b')}",
                 f"{mcnemar.get('b', '')} and {mcnemar.get('c', '')}",
-                _statistic(mcnemar.get("chi2")),
-                _p(mcnemar.get("p")),
-                _p(mcnemar.get("exact_p")),
+                _statistic(mcnemar.get("chi2"), _why(mcnemar)),
+                _p(mcnemar.get("p"), _why(mcnemar)),
+                _p(mcnemar.get("exact_p"), _why(mcnemar)),
                 _p(pair.get("permutation_p")),
                 _gap((pair.get("difference") or {}).get("accuracy")),
             ]
         )
+        if len(pairs) > 1:
+            rows[-1].insert(-1, _p((pair.get("holm") or {}).get("permutation_p")))
     head = ["Pair", "Discordant", "χ²", "p", "exact p", "permutation p", "Accuracy difference"]
-    clear = sum((number(pair.get("permutation_p")) or 1.0) < 0.05 for pair in pairs)
+    if len(pairs) > 1:
+        head.insert(-1, "after Holm")
+    held = [(pair.get("holm") or pair).get("permutation_p") for pair in pairs]
+    clear = sum(p is not None and p < 0.05 for p in map(number, held))
     caption = (
         f"McNemar's test and a permutation test: {clear} of {count(len(pairs), 'pair')} "
-        "differ at the 5% level by permutation."
+        f"differ at the 5% level by permutation{', after Holm' if len(pairs) > 1 else ''}."
     )
     return Section("tests", name, [Table(caption, head, rows), *_paired_t(pairs)])
 
@@ -166,12 +172,17 @@ def _paired_t(pairs: Sequence[Mapping[str, Any]]) -> list[Block]:
     for pair in pairs:
         for metric, result in (pair.get("paired_t") or {}).items():
             who = f"{pair.get('a')} against {pair.get('b')}: {title(metric).lower()}"
-            why = result.get("degenerate")
-            reason = why if isinstance(why, str) else "the test is degenerate" if why else ""
+            reason = _why(result)
             rows.append([who, _statistic(result.get("t"), reason), _p(result.get("p"), reason)])
     if not rows:
         return []
     return [Table("Paired t-tests over the values of each class.", ["Pair", "t", "p"], rows)]
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    """Why a test is degenerate, or ""."""
+    found = result.get("degenerate")
+    return found if isinstance(found, str) else "the test is degenerate" if found else ""
 
 
 def _statistic(value: object, reason: str = "") -> Cell | str:
@@ -194,8 +205,14 @@ def _gap(item: object) -> Cell | str:
     return difference("accuracy", value, limits)
 
 
-def _runs(folder: Path, runs: Sequence[Path]) -> Section:
-    if not runs:
+def _synthetic(run: Path) -> bool:
+    path = Path(run) / "environment.json"
+    found = files.read_json(path) if path.is_file() else None
+    return isinstance(found, Mapping) and bool((found.get("index") or {}).get("synthetic"))
+
+
+def _runs(folder: Path, runs: Sequence[Path], not_run: Sequence[Row]) -> Section:
+    if not runs and not not_run:
         return Section("runs", "Single runs", [Paragraph("No run folders were given.")])
     rows: list[list[Cell | str]] = []
     for run in runs:
@@ -203,10 +220,7 @@ def _runs(folder: Path, runs: Sequence[Path]) -> Section:
         link = quote(Path(target).as_posix())
         known = (Path(run) / "report.html").is_file()
         rows.append([Path(run).name, Cell("report.html", href=link) if known else "no report"])
+    for item in not_run:
+        rows.append([f"{item.get('arm')}, {item.get('protocol')}", f"not run: {item.get('why')}"])
     table = Table("The runs that these tables rest on.", ["Run", "Report"], rows, frozenset({1}))
-    return Section("runs", "Single runs", [table, *_figure_values(runs)])
-
-
-def _figure_values(runs: Sequence[Path]) -> list[Block]:
-    lost = [Path(run).name for run in runs if not (Path(run) / "metrics.json").is_file()]
-    return [Paragraph(f"Without metrics.json: {listing(lost)}.", "warning")] if lost else []
+    return Section("runs", "Single runs", [table])

@@ -6,6 +6,7 @@ repeats what colour says, so that nothing is lost in black and white.
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import textwrap
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from leukoscope.report.numbers import clean
 
@@ -81,6 +83,12 @@ class Drawing:
     width: float  # CSS pixels at natural size
 
     @property
+    def data_uri(self) -> str:
+        """The data as CSV in a `data:` URI, so that a page alone can give it."""
+        text = self.data.to_csv(index=False)
+        return f"data:text/csv;base64,{base64.b64encode(text.encode('utf-8')).decode()}"
+
+    @property
     def inline(self) -> Markup:
         """The SVG for a page: colours by variable, identifiers of its own, nothing external."""
         body = self.svg[self.svg.index("<svg") :]
@@ -120,6 +128,10 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _percent() -> FuncFormatter:
+    return FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%".replace("-", "−"))
+
+
 def learning_curve(history: pd.DataFrame, what: str, chosen: int | None) -> Drawing | None:
     """Training and validation `what` (`loss` or `accuracy`) over epochs; None without figures.
 
@@ -155,9 +167,9 @@ def learning_curve(history: pd.DataFrame, what: str, chosen: int | None) -> Draw
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if what == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.yaxis.set_major_formatter(_percent())
         axes.grid(axis="y")
-        axes.legend(loc="best")
+        figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
         kept = [c for c in ("phase", "epoch", *columns) if c in history]
         alt = f"Line chart of {what} over {len(history)} epochs, training and validation"
         return _drawing(figure, f"learning_{what}", history[kept], alt)
@@ -208,13 +220,19 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Drawing:
 def _cell_text(axes: Axes, row: int, column: int, n: int, share: float, *, small: bool) -> None:
     # White is read better than ink from a share of .7 on, in the light and the dark page alike.
     colour = ON_SHARE if share >= 0.7 else INK if n else MUTED
-    at = {"ha": "center", "color": colour}
+    at: dict[str, Any] = {"ha": "center", "color": colour}
     if small or not n:
         axes.text(column + 0.5, row + 0.5, f"{n}", va="center", fontsize=7 if small else 8.5, **at)
         return
     weight = "bold" if row == column else "normal"
     axes.text(column + 0.5, row + 0.43, f"{n}", va="center", fontsize=9, fontweight=weight, **at)
     axes.text(column + 0.5, row + 0.75, f"{100 * share:.0f}%", va="center", fontsize=6.5, **at)
+
+
+def _look(kind: str) -> tuple[str, str]:
+    """Colour and marker of a kind of value, the same in every figure."""
+    looks = {"published": (ORANGE, "s"), "figure": (MUTED, "D")}
+    return looks.get(kind.partition(" ")[0], (BLUE, "o"))
 
 
 def ranges(
@@ -227,11 +245,10 @@ def ranges(
 ) -> Drawing:
     """Values with intervals, one row each, from the columns `name, value, low, high[, kind]`.
 
-    `kind` (at most four) sets colour and marker and is named in a legend.
+    `kind` sets colour and marker and is named in a legend.
     """
     kinds = list(dict.fromkeys(data["kind"])) if "kind" in data else [""]
     names = list(dict.fromkeys(data["name"]))
-    looks = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (MUTED, "x")]
     with _style():
         figure, axes = _figure(4.6, 0.75 + 0.42 * len(names) * max(1, 0.62 * len(kinds)))
         for which, kind in enumerate(kinds):
@@ -241,7 +258,7 @@ def ranges(
             value = part["value"].to_numpy(float)
             low = part["low"].astype(float).fillna(part["value"]).to_numpy()
             high = part["high"].astype(float).fillna(part["value"]).to_numpy()
-            colour, marker = looks[which % len(looks)]
+            colour, marker = _look(kind)
             axes.hlines(y, low, high, color=colour, linewidth=1.6)
             axes.plot(value, y, marker, color=colour, markersize=5.5, label=kind or None)
         axes.set_yticks(range(len(names)), [textwrap.fill(clean(n, 60), 24) for n in names])
@@ -250,7 +267,7 @@ def ranges(
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
         if share:
-            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.xaxis.set_major_formatter(_percent())
         if title:
             axes.set_title(title)
         if len(kinds) > 1:
@@ -283,7 +300,7 @@ def reliability(bins: pd.DataFrame) -> Drawing:
         counts.set_xlabel("confidence of the answer")
         counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         for each in (axes.xaxis, axes.yaxis):
-            each.set_major_formatter(PercentFormatter(1, decimals=0))
+            each.set_major_formatter(_percent())
         alt = "Reliability diagram: share of correct answers against stated confidence, with counts"
         return _drawing(figure, "reliability", bins, alt)
 
@@ -301,7 +318,7 @@ def robustness(frame: pd.DataFrame, metric: str) -> Drawing:
             axes.plot(part["severity"], part[metric], color=BLUE, marker="o", markersize=3)
             axes.set_title(clean(kind, 26))
             axes.grid(axis="y")
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.yaxis.set_major_formatter(_percent())
         for axes in list(grid.flat)[len(kinds) :]:
             axes.remove()
         kept = frame[["corruption", "severity", metric]]

@@ -58,6 +58,11 @@ class Run:
         return found if isinstance(found, dict) else {}
 
     @property
+    def role(self) -> str:
+        """The part that the metrics are about: `test`, `validation` or `external`."""
+        return str(self.metrics.get("role") or "test")
+
+    @property
     def synthetic(self) -> bool:
         """Whether the images were generated."""
         return bool(self.index.get("synthetic"))
@@ -77,11 +82,11 @@ class Run:
 
     @cached_property
     def tested(self) -> pd.DataFrame | None:
-        """The predictions that the metrics are about: role `test` where roles are known."""
+        """The predictions that the metrics are about, where roles are known."""
         frame = self.predictions
-        if frame is None or "role" not in frame or not (frame["role"] == "test").any():
+        if frame is None or "role" not in frame or not (frame["role"] == self.role).any():
             return frame
-        return frame[frame["role"] == "test"].reset_index(drop=True)
+        return frame[frame["role"] == self.role].reset_index(drop=True)
 
     @cached_property
     def cells(self) -> pd.DataFrame | None:

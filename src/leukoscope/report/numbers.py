@@ -58,8 +58,8 @@ def percent(share: float) -> str:
 
 
 def points(share: float) -> str:
-    """A difference of shares as "+3.1 points"."""
-    return f"{100 * share:+.1f} points".replace("-", "−")
+    """The size of a difference of shares, without its sign: "3.1 points"."""
+    return f"{abs(100 * share):.1f} points"
 
 
 def plain(metric: str, value: float) -> str:
@@ -83,8 +83,12 @@ def measured(metric: str, value: float, limits: Interval = None) -> str:
 
 def difference(metric: str, value: float, limits: Interval = None) -> str:
     """A signed difference with its interval: "+3.1 points [−0.4, 6.5]"."""
-    text = f"{value:+.3f}".replace("-", "−") if is_decimal(metric) else points(value)
+    text = f"{value:+.3f}".replace("-", "−") if is_decimal(metric) else _signed_points(value)
     return f"{text} {interval(metric, limits)}".rstrip()
+
+
+def _signed_points(share: float) -> str:
+    return f"{100 * share:+.1f} points".replace("-", "−")
 
 
 def bounds(limits: Interval) -> tuple[float | None, float | None]:

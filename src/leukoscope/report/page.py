@@ -35,6 +35,14 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class List:
+    """Sentences, one an item."""
+
+    items: Sequence[str]
+    kind: ClassVar[str] = "list"
+
+
+@dataclass(frozen=True)
 class Missing:
     """What is missing here and, as `command`, how to get it."""
 
@@ -82,11 +90,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in a grid under one caption; `title` names the group."""
+    """Pictures in a grid under one caption; `size` is `small` or `large`."""
 
     items: Sequence[Picture]
     caption: str
-    title: str = ""
     size: str = "small"
     kind: ClassVar[str] = "pictures"
 
@@ -108,7 +115,7 @@ class Details:
     kind: ClassVar[str] = "details"
 
 
-Block = Paragraph | Missing | Facts | Table | Plot | Pictures | Code | Details
+Block = Paragraph | List | Missing | Facts | Table | Plot | Pictures | Code | Details
 
 
 @dataclass(frozen=True)

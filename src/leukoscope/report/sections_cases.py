@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,10 @@ def _failures_say(confidence: np.ndarray, n: int) -> str:
         return f"{text}; without probabilities they can't be ranked, so the first are shown."
     sure = int((confidence > SURE).sum())
     says = "none" if not sure else f"{sure:,} of them"
-    return f"{text}; in {says} the model was more than {percent(SURE)} sure. The surest are shown."
+    return f"{text}; in {says} the model was more than {SURE:.0%} sure. The surest are shown."
 
 
-def _failure_pictures(run: Run, wrong: list[dict[str, Any]]) -> list[Any]:
+def _failure_pictures(run: Run, wrong: list[dict[Any, Any]]) -> list[Any]:
     if run.root is None:
         return []
     items = []
@@ -93,7 +94,7 @@ def _failure_pictures(run: Run, wrong: list[dict[str, Any]]) -> list[Any]:
     return pictures.gallery(run.root, items, pictures.LARGE)
 
 
-def _failure_table(wrong: list[dict[str, Any]]) -> Table:
+def _failure_table(wrong: list[dict[Any, Any]]) -> Table:
     rows: list[list[Cell | str]] = []
     for row in wrong:
         sure = row["confidence"]
@@ -112,10 +113,15 @@ def explanations(run: Run) -> Section:
     """Grad-CAM overlays, where the run has them."""
     name = "Explanations (Grad-CAM)"
     folder = run.folder / "explain"
-    given = [item for item in run.explanations if isinstance(item, Mapping)][:SHOWN_EXPLANATIONS]
-    items = []
-    for item in given:
-        image, label, predicted = (str(item.get(k, "")) for k in ("image", "label", "predicted"))
+    given = [item for item in run.explanations if isinstance(item, Mapping) and "file" in item]
+    cells = run.cells
+    labels = {} if cells is None else dict(zip(cells["image"], cells["label"], strict=True))
+    items, right = [], 0
+    for item in given[:SHOWN_EXPLANATIONS]:
+        image = _inside(str(item.get("image", "")), run.root)
+        predicted = str(item.get("predicted", ""))
+        label = str(item.get("label") or labels.get(image, "unknown"))
+        right += label == predicted
         alt = f"Grad-CAM overlay of {image}: labelled {label}, predicted {predicted}"
         # The overlay lies in the run's own folder whatever explain.json says.
         file = str(item.get("file", "")).replace("\\", "/").rpartition("/")[2]
@@ -125,13 +131,19 @@ def explanations(run: Run) -> Section:
         text = "No heat maps were made; to see where the model looks, run"
         command = f"leukoscope explain {run.folder.name} IMAGE -o {run.folder.name}/explain"
         return Section("explanations", name, [Missing(text, command)])
-    right = sum(item.get("label") == item.get("predicted") for item in given)
     caption = (
         f"{count(len(shown), 'heat map')}, {right} of right answers. Warm regions raised the "
         "predicted class most: warmth outside the cell means that the answer rests on something "
         "other than the cell."
     )
     return Section("explanations", name, [Pictures(shown, caption, size="large")])
+
+
+def _inside(image: str, root: Path | None) -> str:
+    """The image's name relative to the index's root, as in the index."""
+    if root is not None and Path(image).is_relative_to(root):
+        return Path(image).relative_to(root).as_posix()
+    return image
 
 
 # --- environment ----------------------------------------------------------------------------------
@@ -141,7 +153,9 @@ def environment(run: Run) -> Section:
     """How to get the same figures again: command, versions, hashes, licence, citation."""
     name = "Environment and how to reproduce"
     if not run.environment:
-        text = "This run records no environment, as its predictions were made elsewhere; to have one, run"
+        text = (
+            "No environment is recorded, as the predictions were made elsewhere; to have one, run"
+        )
         blocks: list[Block] = [Missing(text, "leukoscope train RECIPE cells.parquet -o RUN")]
     else:
         blocks = []
@@ -156,9 +170,10 @@ def environment(run: Run) -> Section:
 
 def _settings(run: Run) -> Table:
     found = run.environment
-    names = ("leukoscope", "python", "platform", "device", "seed", "protocol", "arm", "started")
+    names = ("leukoscope", "python", "platform", "device", "threads", "seed", "protocol", "recipe",
+             "arm", "recipe_sha256", "started")  # fmt: skip
     rows: list[list[Cell | str]] = [
-        [key.capitalize(), str(found[key])] for key in names if found.get(key) is not None
+        [_named(key), str(found[key])] for key in names if found.get(key) is not None
     ]
     seconds = found.get("seconds")
     if isinstance(seconds, int | float):
@@ -178,9 +193,8 @@ def _data_table(run: Run) -> Table:
         [key.capitalize(), str(index.get(key) or "not stated")]
         for key in ("name", "licence", "citation")
     ]
-    rows += [
-        [key.capitalize(), str(index[key])] for key in ("layout", "n", "root") if index.get(key)
-    ]
+    more = ("layout", "n", "patients", "root", "sha256")
+    rows += [[_named(key), str(index[key])] for key in more if index.get(key)]
     rows.append(["Synthetic", "yes" if run.synthetic else "no" if index else "not stated"])
     return Table("The data set, its licence and citation.", ["", "Data set"], rows, frozenset({1}))
 
@@ -215,6 +229,11 @@ def _folded(run: Run) -> list[Block]:
     ]
     table = Table("SHA-256 of the files.", ["File", "SHA-256"], hashes, frozenset({1}))
     return [*blocks, Details("Hashes of this run's files", [table])]
+
+
+def _named(key: str) -> str:
+    words = {"n": "Images", "sha256": "SHA-256", "recipe_sha256": "Recipe SHA-256"}
+    return words.get(key, key.capitalize())
 
 
 def _text(value: object) -> str:

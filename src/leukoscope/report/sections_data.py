@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from leukoscope.report.page import (
     Block,
     Cell,
     Details,
+    List,
     Missing,
     Paragraph,
     Pictures,
@@ -37,9 +37,10 @@ def no_images(run: Run) -> Missing:
     """The sentence that stands where pictures would."""
     root = run.index.get("root")
     if root:
+        write = f"from leukoscope.report.run import write; write({run.folder.name!r})"
         return Missing(
             f"The images are not at {root}, so no pictures are shown; put them back there and run",
-            f"leukoscope evaluate {run.folder.name}",
+            f'python -c "{write}"',
         )
     return Missing(
         "This run records no image folder, so no pictures are shown; index the images and train:",
@@ -57,7 +58,8 @@ def audit(run: Run) -> Section:
         text = "No audit was made of these images; to look for duplicates, leaks and shortcuts, run"
         command = "leukoscope audit cells.parquet --split split.parquet"
         return Section("audit", "Audit of the data", [Missing(text, command)])
-    blocks: list[Block] = [Paragraph(str(s)) for s in found.get("summary") or []]
+    sentences = [str(sentence) for sentence in found.get("summary") or []]
+    blocks: list[Block] = [List(sentences)] if sentences else []
     blocks.append(_audit_counts(found))
     shown = False
     for key, (name, meaning) in GROUPS.items():
@@ -88,10 +90,14 @@ def _audit_counts(found: dict[str, Any]) -> Table:
     )
     unreadable = found.get("unreadable") or []
     rows.append(["Unreadable files", "", f"{len(unreadable):,}", "left out of everything"])
+    views = number(found.get("views_across_roles"))
+    if views:
+        meaning = "augmented views of one image in several roles"
+        rows.append(["Views across roles", "", f"{views:,.0f}", meaning])
     shortcut = found.get("shortcut") or {}
     accuracy = number(shortcut.get("accuracy"))
     caption = "What was looked for and how often it was found."
-    if accuracy is not None:
+    if accuracy is not None and not found.get("summary"):
         reached = measured("accuracy", accuracy, (shortcut.get("low"), shortcut.get("high")))
         caption += f" A classifier that sees only average colour reaches {reached}."
     return Table(caption, ["Finding", "Groups", "Images", "Meaning"], rows, frozenset({3}))
@@ -101,15 +107,14 @@ def _group_pictures(run: Run, name: str, meaning: str, groups: list[list[str]]) 
     if run.root is None:
         return []
     blocks: list[Block] = []
-    few = groups[:SHOWN_GROUPS]
-    for position, group in enumerate(few):
+    for position, group in enumerate(groups[:SHOWN_GROUPS], 1):
         items = [(image, f"{name}: {image}", [image]) for image in group[:SHOWN_IN_GROUP]]
         shown = pictures.gallery(run.root, items)
-        last = position == len(few) - 1
-        which = f"The first {len(few)} of {len(groups)} groups" if len(groups) > 1 else "The group"
-        caption = f"{which}: {meaning}." if last else ""
+        more = len(group) - len(shown)
+        rest = f" {more} more are not shown." if shown and more else ""
+        caption = f"{name}, group {position} of {len(groups):,}: {meaning}.{rest}"
         if shown:
-            blocks.append(Pictures(shown, caption or f"{name}, {count(len(group), 'image')}."))
+            blocks.append(Pictures(shown, caption))
     return blocks
 
 
@@ -170,7 +175,7 @@ def split(run: Run) -> Section:
     return Section("split", title, blocks)
 
 
-def _role_table(frame: pd.DataFrame, roles: Sequence[str]) -> Table:
+def _role_table(frame: pd.DataFrame, roles: list[str]) -> Table:
     labels = frame["label"].fillna("(label not at hand)")
     counts = pd.crosstab(labels, frame["role"]).reindex(columns=roles, fill_value=0)
     rows: list[list[Cell | str]] = [
@@ -183,11 +188,16 @@ def _role_table(frame: pd.DataFrame, roles: Sequence[str]) -> Table:
         patients = [frame.loc[frame["role"] == r, "patient"].nunique() for r in roles]
         rows.append(["Patients", *(f"{n:,}" for n in patients), f"{frame['patient'].nunique():,}"])
     shares = [f"{percent(n / sum(totals))} {r}" for n, r in zip(totals, roles, strict=True)]
-    caption = f"Images by class and role: {', '.join(shares)}."
+    what = "Views" if "view" in frame else "Images"
+    caption = f"{what} by class and role: {', '.join(shares)}."
     return Table(caption, ["Class", *roles, "all"], rows)
 
 
 def _patients(frame: pd.DataFrame) -> str:
+    if "view" in frame:
+        shared = frame.groupby("image")["role"].nunique()
+        crossing = int((shared > 1).sum())
+        return f"{crossing:,} of {count(len(shared), 'image')} have views in more than one role."
     known = frame.dropna(subset=["patient"])
     if known.empty:
         return (
@@ -220,8 +230,7 @@ def samples(run: Run) -> Section:
         items = [(names[i], f"{label}: {names[i]}", ()) for i in spread]
         shown = pictures.gallery(run.root, items)
         if shown:
-            caption = f"{len(shown)} of {count(len(names), 'image')} labelled {label}."
-            blocks.append(Pictures(shown, caption, title=label))
+            blocks.append(Pictures(shown, f"{label}: {len(shown)} of {count(len(names), 'image')}"))
     if not blocks:
         return Section("samples", title, [no_images(run)])
     return Section("samples", title, [Paragraph(_colour_says(run)), *blocks])

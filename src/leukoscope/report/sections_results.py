@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leukoscope.data.datasets import datasets
 from leukoscope.evaluate.metrics import ECE_BINS, SCALARS, confidence_bins
 from leukoscope.report import figures, verdict
 from leukoscope.report.inputs import Run
@@ -25,7 +26,7 @@ from leukoscope.report.numbers import (
     points,
     title,
 )
-from leukoscope.report.page import Block, Cell, Missing, Paragraph, Plot, Section, Table
+from leukoscope.report.page import Block, Cell, List, Missing, Paragraph, Plot, Section, Table
 
 PER_CLASS = ("precision", "recall", "specificity", "f1", "ovr_accuracy", "roc_auc")
 MOST_CONFUSIONS = 3
@@ -95,8 +96,9 @@ def _learning_says(history: pd.DataFrame, chosen: int | None) -> str:
     )
     if train is not None and held_out is not None:
         gap = train - held_out
-        kind = "a sign of overfitting" if gap > 0.05 else "little sign of overfitting"
-        says.append(f"training accuracy is {points(gap)} from validation accuracy there, {kind}")
+        side = "above" if gap >= 0 else "below"
+        kind = "a sign of overfitting" if gap > 0.05 else "no sign of overfitting"
+        says.append(f"training accuracy is {points(gap)} {side} validation accuracy there, {kind}")
     return f"{'; '.join(says)}."
 
 
@@ -238,10 +240,10 @@ def published(run: Run) -> Section:
         ]
         rows.append([title(metric), *cells])
     head = ["Metric", "Published", "Measured here", "Difference"]
-    blocks: list[Block] = [
-        Table(_published_says(run), head, rows),
-        Paragraph(_data_sets(run), "quiet"),
-    ]
+    blocks: list[Block] = [Table(_published_says(run), head, rows), Paragraph(_data_sets(run))]
+    traps = [str(trap) for trap in run.recipe.get("traps") or []]
+    if traps:
+        blocks += [Paragraph("To know about the published figures:"), List(traps)]
     return Section("published", name, blocks)
 
 
@@ -257,7 +259,7 @@ def _published_says(run: Run) -> str:
         return "The paper's figures as it states them; the intervals are those of this run."
     low, high = bounds(limits(run, "accuracy"))
     side = "above" if ours > theirs else "below"
-    text = f"Accuracy here is {points(abs(ours - theirs)).lstrip('+')} {side} the published figure"
+    text = f"Accuracy here is {points(ours - theirs)} {side} the published figure"
     if low is None or high is None:
         return f"{text}."
     inside = "within" if low <= theirs <= high else "outside"
@@ -266,9 +268,9 @@ def _published_says(run: Run) -> str:
 
 def _data_sets(run: Run) -> str:
     mine = str(run.index.get("name") or "the images of this run")
-    data = run.recipe.get("data")
-    theirs = data.get("name") if isinstance(data, Mapping) else run.recipe.get("dataset")
-    if theirs and str(theirs) == mine:
+    key = str(run.recipe.get("dataset") or "")
+    theirs = datasets[key].title if key in datasets else key
+    if theirs and mine in (key, theirs):
         return (
             f"The paper and this run name the same data set, {mine}; the parts tested may differ."
         )
@@ -331,7 +333,7 @@ def _beside_says(run: Run, other: str) -> str:
         return f"This run beside the {other} protocol; no difference was computed."
     low, high = bounds((given[metric].get("low"), given[metric].get("high")))
     shift = difference(metric, found, (low, high))
-    text = f"{title(metric)} reads {shift} under the published protocol"
+    text = f"The published protocol changes {title(metric).lower()} by {shift}"
     if low is None or high is None:
         return f"{text}; without an interval nothing follows."
     if low > 0:
@@ -422,7 +424,7 @@ def robustness(run: Run) -> Section | None:
     name = "Robustness to image quality"
     if {"corruption", "severity", "accuracy"} <= set(frame):
         drawn = figures.robustness(frame, "accuracy")
-        worst = frame.loc[frame["accuracy"].idxmin()]
+        worst = frame.iloc[int(frame["accuracy"].argmin())]
         says = (
             f"Accuracy is lowest under {worst['corruption']} at strength {worst['severity']:g}: "
             f"{percent(float(worst['accuracy']))}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from leukoscope.evaluate.intervals import FEW_GROUPS
 from leukoscope.report.inputs import Run
 from leukoscope.report.numbers import (
     Interval,
@@ -23,8 +24,8 @@ SYNTHETIC = (
 )
 PURPOSE = "For research and second reading; not a diagnosis."
 NAMES = {
-    "majority": "Always the commonest class",
-    "colour_knn": "Nearest neighbours on colour alone",
+    "majority": "Guessing the commonest class",
+    "colour_knn": "Average colour alone (nearest neighbours)",
 }
 
 
@@ -38,11 +39,11 @@ class Baseline:
 
 
 def baselines(run: Run) -> list[Baseline]:
-    """The trivial baselines, from metrics.json, else from the audit (both are accuracies)."""
+    """The trivial baselines' accuracies: from metrics.json, else the audit, else the counts."""
     given = dict(run.metrics.get("baseline") or {})
     shortcut = (run.audit or {}).get("shortcut") or {}
     if given.get("majority") is None:
-        given["majority"] = shortcut.get("majority")
+        given["majority"] = shortcut.get("majority", _commonest(run))
     if given.get("colour_knn") is None or given["colour_knn"] == shortcut.get("accuracy"):
         given["colour_knn"] = shortcut or None
     found = []
@@ -51,6 +52,13 @@ def baselines(run: Run) -> list[Baseline]:
         if value is not None:
             found.append(Baseline(NAMES.get(key, key.replace("_", " ")), value, limits))
     return found
+
+
+def _commonest(run: Run) -> float | None:
+    """The share of the commonest true class, what guessing it would reach."""
+    matrix = run.metrics.get("confusion_matrix")
+    totals = [sum(row) for row in matrix] if matrix else []
+    return max(totals) / sum(totals) if sum(totals) else None
 
 
 def gain(run: Run) -> tuple[str, str]:
@@ -110,11 +118,14 @@ def level(run: Run) -> str:
     if run.metrics.get("level") == "patient":
         return "Figures count patients, and the intervals resample patients."
     frame = run.tested
-    patients = (
-        frame["patient"].dropna().nunique() if frame is not None and "patient" in frame else 0
-    )
+    known = frame["patient"].dropna() if frame is not None and "patient" in frame else ()
+    patients = len(set(known))
     if patients:
-        return f"Figures count images, and the intervals resample the {count(patients, 'patient')}."
+        few = "" if patients >= FEW_GROUPS else ": too few for reliable intervals"
+        return (
+            "Figures count images, and the intervals resample the "
+            f"{count(patients, 'patient')} they come from{few}."
+        )
     return (
         "Figures count images and no patient is known: the intervals treat the images as "
         "independent, and are too narrow where several come from one patient."
@@ -139,18 +150,28 @@ def _limits(run: Run, metric: str) -> Interval:
 def _how_good(run: Run) -> str:
     accuracy = number(run.metrics.get("accuracy"))
     n = run.metrics.get("n") or 0
-    noun = "patient" if run.metrics.get("level") == "patient" else "image"
+    noun = "patient" if run.metrics.get("level") == "patient" else _image(run)
     how = f" under the {run.protocol} protocol" if run.protocol else ""
+    part = count(n, f"{run.role} {noun}")
     if accuracy is None:
-        return f"The accuracy on {count(n, f'test {noun}')}{how} is undefined."
+        return f"The accuracy on {part}{how} is undefined."
     share = measured("accuracy", accuracy, _limits(run, "accuracy"))
-    text = f"The model names the right class for {share} of {count(n, f'test {noun}')}{how}"
+    text = f"The model names the right class for {share} of {part}{how}"
+    if run.role == "validation":
+        text += ", the part that also chose the model"
     macro = number(run.metrics.get("macro_f1"))
     if macro is None:
         return f"{text}."
     classes = count(len(run.classes), "class")
     limits = _limits(run, "macro_f1")
     return f"{text}; over its {classes} the mean F1 is {measured('macro_f1', macro, limits)}."
+
+
+def _image(run: Run) -> str:
+    """What is counted: under the published protocol several views of one image are."""
+    frame = run.tested
+    views = frame is not None and "image" in frame and frame["image"].duplicated().any()
+    return "view" if views else "image"
 
 
 def _facts(run: Run) -> list[tuple[str, str, str]]:
