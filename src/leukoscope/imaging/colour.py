@@ -59,8 +59,15 @@ def background_colour(image: np.ndarray) -> np.ndarray:
     ignores single glints.
     """
     brightness = grey(image)
-    bright = image[brightness >= np.percentile(brightness, 90)]
-    return np.maximum(np.median(bright, axis=0), 1.0)
+    # Counting 256 levels is several times faster than sorting the pixels.
+    counts = np.cumsum(np.bincount(brightness.ravel(), minlength=256))
+    bright = image[brightness >= np.searchsorted(counts, 0.9 * brightness.size)]
+    return np.array([max(_median(bright[:, channel]), 1) for channel in range(3)], np.float64)
+
+
+def _median(levels: np.ndarray) -> int:
+    """The (lower) median of uint8 values (n,)."""
+    return int(np.searchsorted(np.cumsum(np.bincount(levels)), (levels.size + 1) // 2))
 
 
 def optical_density(image: np.ndarray, background: np.ndarray | None = None) -> np.ndarray:

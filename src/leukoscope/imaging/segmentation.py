@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import cv2
@@ -10,12 +12,16 @@ import numpy as np
 from pydantic import Field
 
 from leukoscope.errors import UnknownNameError
-from leukoscope.imaging.colour import grey, optical_density
+from leukoscope.imaging.colour import background_colour, grey, optical_density
 from leukoscope.imaging.pipeline import require_rgb, transforms
 
 Method = Literal["nucleus", "otsu", "hsv"]
 Polarity = Literal["dark", "bright"]
 Level = Annotated[int, Field(ge=0, le=255)]
+WORKING_SIDE = 1024
+"""Larger images are segmented at this size by their longer side, in pixels."""
+LEVELS = 128
+MINIMAL_CONTRAST = 0.05
 Hue = Annotated[int, Field(ge=0, le=179)]
 
 
@@ -78,38 +84,217 @@ def hsv(
 def nucleus(image: np.ndarray) -> np.ndarray:
     """Nuclei of white cells in uint8 RGB (H, W, 3): mask 0/255 (H, W).
 
-    White-balanced optical density, projected on r + 1.5 g - .5 b, in which the nucleus stands out
-    from red cells, and the densest of three classes of its histogram (Otsu 1979).
+    1. Absorptance per channel against the smear's own background, projected on r + g - 1.25 b:
+       nuclear dye absorbs red and green, haemoglobin and eosin absorb blue as well.
+    2. Three-class Otsu finds background, pale matter and nuclei; the largest nucleus gives the
+       scale, with which the projection is smoothed and thresholded again.
+    3. Small components (platelets, dye) are dropped, lobes beside a large one kept.
+    4. A component that holds two well separated classes is a nucleus with dark cytoplasm: only
+       its denser class stays.
+
+    No learned weights; every length is relative to the image or to its largest nucleus.
     """
-    red, green, blue = cv2.split(optical_density(image))
-    density = red + 1.5 * green - 0.5 * blue
-    levels = np.clip(np.rint(density * 100), 0, 255).astype(np.uint8)
-    _, high = three_class_otsu(levels)
-    return (levels > high).astype(np.uint8) * 255
+    height, width = image.shape[:2]
+    scale = min(1.0, WORKING_SIDE / max(height, width))
+    small = image
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    mask = _nucleus(small)
+    if scale < 1:
+        # Interpolated and cut at one half, the enlarged outline is smooth.
+        mask = cv2.resize(mask * 255, (width, height), interpolation=cv2.INTER_LINEAR)
+        return cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1]
+    return mask * 255
 
 
-def three_class_otsu(levels: np.ndarray) -> tuple[int, int]:
-    """The two thresholds that best split a uint8 array into three classes (Otsu 1979).
+def nuclear_dye(image: np.ndarray) -> np.ndarray:
+    """How much a pixel of uint8 RGB (H, W, 3) looks like a nucleus: float32 (H, W) in [0, 2].
+
+    r + g - 1.25 b of the absorptances 1 - I / background, negative values cut to 0: near 0 for
+    glass, about .2 for red cells, .7 and more for nuclei.
+    """
+    return _nuclear_dye(image, background_colour(image))
+
+
+def _nucleus(image: np.ndarray) -> np.ndarray:
+    light = background_colour(image)
+    dye = _nuclear_dye(image, light)
+    coarse = _smooth(dye, 0.005 * max(image.shape[:2]))
+    threshold = _nuclear_threshold(coarse)
+    if threshold is None:
+        return np.zeros(dye.shape, np.uint8)
+    diameter = _largest_diameter((coarse > threshold).astype(np.uint8))
+    # The three-class threshold lies slightly inside the outline that people draw.
+    threshold *= 0.97
+    fine = _smooth(dye, 0.035 * diameter)
+    density = _smooth(_density(image, light), 0.05 * diameter)
+    mask = _without_small((fine > threshold).astype(np.uint8))
+    mask = _without_cytoplasm(mask, density)
+    mask = _without_small(_at_the_edge(mask, fine, threshold, diameter))
+    return _without_holes(_without_cytoplasm(mask, density))
+
+
+def _absorptance(image: np.ndarray) -> np.ndarray:
+    light = background_colour(image)
+    table = np.clip(1 - np.arange(256)[:, None] / light, 0, 1).astype(np.float32)
+    return cv2.LUT(image, table.reshape(1, 256, 3))
+
+
+def _density(image: np.ndarray) -> np.ndarray:
+    """Optical density r + g - .5 b: unlike absorptance it still rises inside dark nuclei."""
+    return cv2.transform(
+        np.minimum(optical_density(image), 2), np.array([[1, 1, -0.5]], np.float32)
+    )
+
+
+def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(values, (0, 0), max(sigma, 0.5))
+
+
+def _nuclear_threshold(dye: np.ndarray) -> float | None:
+    """The upper of two thresholds between three classes; None where there is no contrast."""
+    top = float(dye.max())
+    if top < MINIMAL_CONTRAST:
+        return None
+    levels = (dye * ((LEVELS - 1) / top)).astype(np.uint8)
+    _, high = three_class_otsu(levels, LEVELS)
+    return (high + 1) / (LEVELS - 1) * top
+
+
+def three_class_otsu(levels: np.ndarray, count: int = 256) -> tuple[int, int]:
+    """The two thresholds that best split integer levels 0..count-1 into three classes (Otsu 1979).
 
     Values above the first threshold and up to the second form the middle class. Maximises the
     between-class variance over all pairs of thresholds at once.
     """
-    counts = np.bincount(levels.ravel(), minlength=256).astype(np.float64)
+    counts = np.bincount(levels.ravel(), minlength=count).astype(np.float64)
     weight = np.concatenate([[0.0], np.cumsum(counts)])
-    moment = np.concatenate([[0.0], np.cumsum(counts * np.arange(256))])
+    moment = np.concatenate([[0.0], np.cumsum(counts * np.arange(count))])
 
     def between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
         mass = weight[high] - weight[low]
         return (moment[high] - moment[low]) ** 2 / np.maximum(mass, 1e-9)
 
-    first, second = np.triu_indices(256, 1)
+    first, second = np.triu_indices(count - 1, 1)
     scores = (
         between(np.zeros_like(first), first + 1)
         + between(first + 1, second + 1)
-        + between(second + 1, np.full_like(second, 256))
+        + between(second + 1, np.full_like(second, count))
     )
     best = int(np.argmax(scores))
     return int(first[best]), int(second[best])
+
+
+@dataclass(frozen=True)
+class Component:
+    """A connected nucleus or lobe: its bounding box and area in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+
+
+def nucleus_components(mask: np.ndarray) -> list[Component]:
+    """The connected components of a mask 0/255 (H, W), largest first."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
+    found = [Component(*map(int, row)) for row in stats[1:]]
+    return sorted(found, key=lambda c: (-c.area, c.y, c.x))
+
+
+def equivalent_diameter(area: float) -> float:
+    """Diameter of the disc of that area."""
+    return math.sqrt(4 * area / math.pi)
+
+
+def _largest_diameter(mask: np.ndarray) -> float:
+    found = nucleus_components(mask)
+    return equivalent_diameter(found[0].area) if found else 0.0
+
+
+def _without_small(mask: np.ndarray) -> np.ndarray:
+    """Drop what is small beside the largest component, except lobes close to a large one."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    if count < 2:
+        return mask
+    areas = stats[:, cv2.CC_STAT_AREA].astype(float)
+    areas[0] = 0
+    large = areas >= 0.15 * areas.max()
+    away = cv2.distanceTransform(1 - large[labels].astype(np.uint8), cv2.DIST_L2, 3)
+    close = labels[away <= 0.15 * equivalent_diameter(areas.max())]
+    lobe = (np.bincount(close, minlength=count) > 0) & (areas >= 0.05 * areas.max())
+    return (large | lobe)[labels].astype(np.uint8)
+
+
+def _without_cytoplasm(mask: np.ndarray, density: np.ndarray) -> np.ndarray:
+    """Keep the denser of two classes in each component that clearly holds two.
+
+    Two numbers tell a nucleus with dark cytoplasm from a nucleus with texture: the contrast of
+    the classes relative to that of the denser one against the surroundings, and the share of the
+    variance between them (Otsu's separability). The product is .13 in a typical nucleus and .20
+    in the most textured; .25 and more means two things.
+    """
+    outside = density[mask == 0]
+    if outside.size == 0:
+        return mask
+    around, result = float(np.median(outside)), mask.copy()
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    for label, (x, y, width, height, area) in enumerate(stats[1:], start=1):
+        window = slice(y, y + height), slice(x, x + width)
+        inside = labels[window] == label
+        # The rim is a mixture with the surroundings, no class of its own.
+        depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)
+        core = depth[1:-1, 1:-1] > 0.04 * equivalent_diameter(area) + 1
+        threshold = _two_classes(density[window][core], around)
+        if threshold is not None:
+            result[window][inside & (density[window] <= threshold)] = 0
+    return result
+
+
+def _at_the_edge(
+    mask: np.ndarray, dye: np.ndarray, threshold: float, diameter: float
+) -> np.ndarray:
+    """Move the threshold 30 % towards halfway between the nuclei's inside and their surroundings.
+
+    Otsu's threshold depends on how much of each class an image holds, the middle of the edge does
+    not; alone, though, it runs away where the surroundings are mixed.
+    """
+    depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+    away = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
+    inside = dye[depth > 0.06 * diameter]
+    around = dye[(away > 0.08 * diameter) & (away <= 0.3 * diameter)]
+    if inside.size == 0 or around.size == 0:
+        return mask
+    middle = (float(np.median(inside)) + float(np.median(around))) / 2
+    moved = 0.7 * threshold + 0.3 * middle
+    return ((dye > moved) & (away <= 0.1 * diameter)).astype(np.uint8)
+
+
+def _two_classes(values: np.ndarray, around: float) -> float | None:
+    """Otsu's threshold of the values where they are two classes, None where they are one."""
+    if values.size < 20 or values.max() - values.min() < 1e-6:
+        return None
+    low, span = float(values.min()), float(np.ptp(values))
+    levels = ((values - low) * (255 / span)).astype(np.uint8)
+    cut, _ = cv2.threshold(levels.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)
+    upper = levels > cut
+    if not upper.any() or upper.all():
+        return None
+    share, dense = float(upper.mean()), float(values[upper].mean())
+    pale = float(values[~upper].mean())
+    contrast = (dense - pale) / max(dense - around, 1e-6)
+    separability = share * (1 - share) * (dense - pale) ** 2 / float(values.var())
+    return low + (cut + 1) / 255 * span if contrast * separability > 0.25 else None
+
+
+def _without_holes(mask: np.ndarray) -> np.ndarray:
+    """Fill holes smaller than 6 % of the mask; larger ones are cytoplasm in a ring."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - mask, connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] < 0.06 * int(mask.sum())
+    small[0] = False
+    return mask | small[labels].astype(np.uint8)
 
 
 @transforms.register("otsu_mask")
