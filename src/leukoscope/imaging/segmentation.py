@@ -135,17 +135,16 @@ def _nucleus(image: np.ndarray) -> np.ndarray:
     return _without_holes(_without_cytoplasm(mask, density))
 
 
-def _absorptance(image: np.ndarray) -> np.ndarray:
-    light = background_colour(image)
+def _nuclear_dye(image: np.ndarray, light: np.ndarray) -> np.ndarray:
     table = np.clip(1 - np.arange(256)[:, None] / light, 0, 1).astype(np.float32)
-    return cv2.LUT(image, table.reshape(1, 256, 3))
+    absorptance = cv2.LUT(image, table.reshape(1, 256, 3))
+    return np.maximum(cv2.transform(absorptance, np.array([[1, 1, -1.25]], np.float32)), 0)
 
 
-def _density(image: np.ndarray) -> np.ndarray:
+def _density(image: np.ndarray, light: np.ndarray) -> np.ndarray:
     """Optical density r + g - .5 b: unlike absorptance it still rises inside dark nuclei."""
-    return cv2.transform(
-        np.minimum(optical_density(image), 2), np.array([[1, 1, -0.5]], np.float32)
-    )
+    density = np.minimum(optical_density(image, light), 2)
+    return cv2.transform(density, np.array([[1, 1, -0.5]], np.float32))
 
 
 def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
