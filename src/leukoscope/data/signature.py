@@ -44,7 +44,8 @@ def phash(image: np.ndarray) -> str:
     the odd ones negated, a transposed one has them transposed: so all eight hashes follow from one
     DCT, and the smallest is taken. Flat images hash to zeros.
     """
-    small = _shrink(cv2.blur(_grey(image), (7, 7)), _HASH_INPUT).astype(np.float32)
+    # In floating point: OpenCV's integer resampling is not the same from left and from right.
+    small = _shrink(cv2.blur(_grey(image).astype(np.float32), (7, 7)), _HASH_INPUT)
     block = cv2.dct(small)[1 : 1 + _HASH_SIDE, 1 : 1 + _HASH_SIDE]
     # Rounding noise must not decide a bit, or equal pictures in two orientations would differ.
     block = np.where(np.abs(block) < 0.5, 0, block)
