@@ -183,7 +183,7 @@ def _settings(run: Run) -> Table:
     weights = found.get("weights")
     for key, item in (weights if isinstance(weights, Mapping) else {"": weights}).items():
         if item is not None:
-            rows.append([f"Weights {key}".strip(), str(item)])
+            rows.append([f"Weights: {_named(key)}" if key else "Weights", _text(item)])
     return Table("Settings of this run.", ["Setting", "Value"], rows, frozenset({1}))
 
 
@@ -196,7 +196,9 @@ def _data_table(run: Run) -> Table:
     more = ("layout", "n", "patients", "root", "sha256")
     rows += [[_named(key), str(index[key])] for key in more if index.get(key)]
     rows.append(["Synthetic", "yes" if run.synthetic else "no" if index else "not stated"])
-    return Table("The data set, its licence and citation.", ["", "Data set"], rows, frozenset({1}))
+    return Table(
+        "The data set, its licence and citation.", ["Field", "Value"], rows, frozenset({1})
+    )
 
 
 def _paper(run: Run) -> list[Block]:
@@ -208,7 +210,7 @@ def _paper(run: Run) -> list[Block]:
     rows: list[list[Cell | str]] = [["Citation", str(paper.get("citation") or "not stated")]]
     if doi:
         rows.append(["DOI", Cell(doi, href=link)])
-    return [Table("The paper that this recipe follows.", ["", "Paper"], rows, frozenset({1}))]
+    return [Table("The paper that this recipe follows.", ["Field", "Value"], rows, frozenset({1}))]
 
 
 def _folded(run: Run) -> list[Block]:

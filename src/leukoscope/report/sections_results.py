@@ -361,7 +361,7 @@ def baseline(run: Run) -> Section:
     drawing = figures.ranges(
         "baseline", frame, "Accuracy of the trivial baselines and of this model", title="Accuracy"
     )
-    return Section("baseline", name, [Plot([drawing], verdict.gain(run)[1])])
+    return Section("baseline", name, [Plot([drawing], verdict.gain(run))])
 
 
 # --- calibration and robustness -------------------------------------------------------------------

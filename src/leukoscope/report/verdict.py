@@ -61,8 +61,8 @@ def _commonest(run: Run) -> float | None:
     return max(totals) / sum(totals) if sum(totals) else None
 
 
-def gain(run: Run) -> tuple[str, str]:
-    """How accuracy stands to the best baseline: (`clear`, `unclear`, `none` or `unknown`, words).
+def gain(run: Run) -> str:
+    """How accuracy stands to the best baseline, and whether the gain is clear.
 
     Clear means that the two 95 % intervals do not overlap (a baseline without one counts as exact),
     which is stricter than testing the difference.
@@ -70,31 +70,21 @@ def gain(run: Run) -> tuple[str, str]:
     accuracy = number(run.metrics.get("accuracy"))
     rivals = baselines(run)
     if accuracy is None or not rivals:
-        return (
-            "unknown",
-            "No trivial baseline was measured, so these figures can't be put in scale.",
-        )
+        return "No trivial baseline was measured, so these figures can't be put in scale."
     best = max(rivals, key=lambda rival: rival.value)
     known = f"{best.name} reaches {measured('accuracy', best.value, best.limits)}"
     low, _ = bounds(_limits(run, "accuracy"))
-    ceiling = bounds(best.limits)[1] or best.value
+    ceiling = bounds(best.limits)[1]
     more = accuracy - best.value
     if more <= 0:
-        return "none", f"{known}: the model is no better than that trivial baseline."
+        return f"{known}: the model is no better than that."
     if low is None:
-        return (
-            "unclear",
-            f"{known}; without an interval the gain of {points(more)} can't be called clear.",
-        )
-    if low > ceiling:
-        return (
-            "clear",
-            f"{known}; the gain of {points(more)} is clear, for the intervals do not overlap.",
-        )
-    return (
-        "unclear",
-        f"{known}; the gain of {points(more)} is not clear, for the intervals overlap.",
-    )
+        return f"{known}; without an interval the gain of {points(more)} can't be called clear."
+    clear = "clear" if low > (ceiling or best.value) else "not clear"
+    why = "the interval lies above it" if ceiling is None else "the intervals do not overlap"
+    if clear == "not clear":
+        why = "the interval reaches down to it" if ceiling is None else "the intervals overlap"
+    return f"{known}; the gain of {points(more)} is {clear}, for {why}."
 
 
 def leak(run: Run) -> tuple[str, str]:
@@ -134,7 +124,7 @@ def level(run: Run) -> str:
 
 def section(run: Run) -> Section:
     """The first section: one paragraph, the figures it rests on, what the software is for."""
-    blocks: list[Block] = [Paragraph(" ".join((_how_good(run), gain(run)[1])), "lead")]
+    blocks: list[Block] = [Paragraph(" ".join((_how_good(run), gain(run))), "lead")]
     state, words = leak(run)
     if state == "clean":
         blocks.append(Paragraph(f"{words} {level(run)} {PURPOSE}"))
