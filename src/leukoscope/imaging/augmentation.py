@@ -15,14 +15,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import CubicSpline
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from leukoscope.errors import InputError
@@ -34,6 +31,7 @@ from leukoscope.imaging.augmentation_ops import (
     Photometric,
     augmentations,
     limits,
+    smoothing,
 )
 
 __all__ = ["augment", "augmentations", "check", "view_generator"]
@@ -118,12 +116,12 @@ def augment(images: Tensor, generators: Sequence[np.random.Generator], chain: Ch
         raise ValueError(f"images: {tuple(images.shape)} {images.dtype}, not (n, 3, h, w) float32")
     if len(generators) != len(images):
         raise ValueError(f"{len(generators)} generators for {len(images)} images")
-    steps = _steps(chain)
     # On a CPU a few images at a time stay in its cache; an accelerator wants them all.
     size = 4 if images.device.type == "cpu" else len(images)
     result = torch.empty_like(images)
     # Views don't depend on the precision that the training around them chose.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        steps = _steps(chain)
         for start in range(0, len(images), size):
             part = slice(start, start + size)
             torch.clamp(_augment(images[part], generators[part], steps), 0, 1, out=result[part])
@@ -210,7 +208,7 @@ def _composed(steps: Sequence[Geometric | None]) -> np.ndarray | None:
     matrix = np.eye(3)
     for step in steps:
         if step is not None:
-            if step.noise is not None:
+            if step.knots is not None:
                 return None
             matrix = matrix @ step.matrix
     return matrix
@@ -243,7 +241,7 @@ def _grid(columns: list[list[Geometric | None]], height: int, width: int, images
     identity = np.broadcast_to(np.eye(3), (n, 3, 3))
     matrices, moved = identity, False
     for column in reversed(columns):
-        if any(step is not None and step.noise is not None for step in column):
+        if any(step is not None and step.knots is not None for step in column):
             x, y = _transform(x, y, matrices)
             matrices = identity
             shift = _displacement(column, height, width, images.device)
@@ -282,29 +280,9 @@ def _sample(images: Tensor, grid: Tensor, fill: str) -> Tensor:
 def _displacement(
     column: Sequence[Geometric | None], height: int, width: int, device: torch.device
 ) -> Tensor:
-    """Displacements (n, 2, h, w) in pixels, x first; zero for images that drew none.
-
-    The Gaussian is evaluated at about every fourth pixel (of sigma 5) only and splined in between:
-    to a hundredth of a pixel the same as smoothing in full, at a fifth of the time.
-    """
-    noise = np.full((len(column), 2, height, width), 0.5, dtype=np.float32)
-    for i, step in enumerate(column):
-        if step is not None:
-            noise[i] = step.noise
+    """Displacements (n, 2, h, w) in pixels, x first; zero for images that drew none."""
     elastic = next(step for step in column if step is not None)
-    smooth_x, spread_x = _smoothing(width, elastic.sigma)
-    smooth_y, spread_y = _smoothing(height, elastic.sigma)
-    values = torch.from_numpy(noise).to(device) @ smooth_x.to(device)
-    values = values.transpose(-1, -2) @ smooth_y.to(device) @ spread_y.to(device)
-    # Smoothing keeps constants, so [0, 1) may become [-1, 1) after it.
-    return elastic.alpha * (2 * (values.transpose(-1, -2) @ spread_x.to(device)) - 1)
-
-
-@lru_cache(maxsize=16)
-def _smoothing(length: int, sigma: float) -> tuple[Tensor, Tensor]:
-    """Matrices (length, knots) and (knots, length): Gaussian at the knots, spline between them."""
-    step = max(1, int(0.8 * sigma))
-    knots = np.unique(np.append(np.arange(0, length, step), length - 1))
-    smooth = gaussian_filter1d(np.eye(length), sigma, axis=0)[knots].T
-    spread = CubicSpline(knots, np.eye(len(knots)))(np.arange(length)).T
-    return torch.from_numpy(smooth.astype(np.float32)), torch.from_numpy(spread.astype(np.float32))
+    spline_y, spline_x = (smoothing(side, elastic.sigma)[1].to(device) for side in (height, width))
+    drawn = [np.zeros_like(elastic.knots) if step is None else step.knots for step in column]
+    knots = torch.from_numpy(np.stack(drawn)).to(device)  # type: ignore[arg-type]
+    return spline_y @ (knots @ spline_x.T)

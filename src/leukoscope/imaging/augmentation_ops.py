@@ -15,11 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import kornia
 import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from leukoscope.errors import InputError, UnknownNameError
@@ -38,15 +41,14 @@ class Geometric:
     """Where one image's output pixels are read from.
 
     `matrix` (3, 3) takes homogeneous output coordinates (x, y, 1), pixels from the image's centre,
-    to input coordinates. `noise` (2, h, w), uniform in [0, 1), gives the displacements added to
-    them (x first): `alpha` times 2 `noise` - 1, smoothed with `sigma`. `fill` is None where nothing
-    outside the image can be uncovered.
+    to input coordinates. `knots` (2, a, b) are displacements in pixels (x first) added to them,
+    splined between the knots of `smoothing(h, sigma)` and `smoothing(w, sigma)`. `fill` is None
+    where nothing outside the image can be uncovered.
     """
 
     matrix: np.ndarray = field(default_factory=lambda: np.eye(3))
     fill: str | None = None
-    noise: np.ndarray | None = None
-    alpha: float = 0.0
+    knots: np.ndarray | None = None
     sigma: float = 1.0
 
 
@@ -217,16 +219,34 @@ def random_resized_crop(
 
 @augmentations.register("elastic")
 def elastic(
-    draw: Draw, *, alpha: float = 30.0, sigma: float = 5.0, fill: str = "reflect"
+    draw: Draw, *, alpha: Span = 30.0, sigma: float = 5.0, fill: str = "reflect"
 ) -> Geometric:
     """Elastic deformation: displacements of `alpha` times uniform noise in [-1, 1] smoothed by a
     Gaussian of `sigma` pixels (Simard et al. 2003).
 
     30 and 5 displace by about one pixel (standard deviation).
     """
-    (alpha, _), (sigma, _) = limits("alpha", alpha, 0, 1e4), limits("sigma", sigma, 0.5, 1e3)
-    noise = draw.rng.random((2, draw.height, draw.width), dtype=np.float32)
-    return Geometric(fill=_filled(fill), noise=noise, alpha=alpha, sigma=sigma)
+    strength = draw.uniform("alpha", alpha, 0, 1e4)
+    sigma, _ = limits("sigma", (sigma, sigma), 0.5, 1e3)  # no range: the knots depend on it
+    noise = torch.from_numpy(draw.rng.random((2, draw.height, draw.width), dtype=np.float32))
+    smooth_y, smooth_x = (smoothing(side, sigma)[0] for side in (draw.height, draw.width))
+    # Smoothing keeps constants, so [0, 1) may become [-1, 1) after it.
+    knots = strength * (2 * (smooth_y @ (noise @ smooth_x.T)) - 1)
+    return Geometric(fill=_filled(fill), knots=knots.numpy(), sigma=sigma)
+
+
+@lru_cache(maxsize=16)
+def smoothing(length: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """Matrices (knots, length), a Gaussian evaluated at the knots, and (length, knots), the cubic
+    spline through them, float32.
+
+    Knots lie 0.6 `sigma` apart: with alpha 30 and sigma 5 the displacements are within 0.02 pixels
+    (0.007 away from the border) of those smoothed at every pixel.
+    """
+    knots = np.unique(np.append(np.arange(0, length, max(1, int(0.6 * sigma))), length - 1))
+    gaussian = gaussian_filter1d(np.eye(length), sigma, axis=0)[knots]
+    spline = CubicSpline(knots, np.eye(len(knots)))(np.arange(length))
+    return torch.from_numpy(gaussian).float(), torch.from_numpy(spline).float()
 
 
 # Photometric operations
