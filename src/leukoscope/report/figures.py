@@ -103,6 +103,7 @@ class Drawing:
         label = escape(clean(self.alt))
         return Markup(  # matplotlib escapes the text that it writes
             f'<svg role="img" aria-label="{label}" {box.group(0) if box else ""}'
+            ' preserveAspectRatio="xMinYMin"'
             f' style="width:{self.width:.0f}px">{rest}'
         )
 
@@ -250,7 +251,7 @@ def ranges(
     kinds = list(dict.fromkeys(data["kind"])) if "kind" in data else [""]
     names = list(dict.fromkeys(data["name"]))
     with _style():
-        figure, axes = _figure(4.6, 0.75 + 0.42 * len(names) * max(1, 0.62 * len(kinds)))
+        figure, axes = _figure(3.7, 0.75 + 0.42 * len(names) * max(1, 0.62 * len(kinds)))
         for which, kind in enumerate(kinds):
             part = data[data["kind"] == kind] if kind else data
             shift = (which - (len(kinds) - 1) / 2) * 0.24
@@ -308,10 +309,10 @@ def reliability(bins: pd.DataFrame) -> Drawing:
 def robustness(frame: pd.DataFrame, metric: str) -> Drawing:
     """`metric` against the strength of each disturbance (columns `corruption`, `severity`)."""
     kinds = list(dict.fromkeys(frame["corruption"]))
-    columns = min(3, len(kinds))
+    columns = min(2, len(kinds))
     rows = -(-len(kinds) // columns)
     with _style():
-        figure = Figure(figsize=(2.2 * columns + 0.4, 1.75 * rows + 0.2), layout="constrained")
+        figure = Figure(figsize=(1.7 * columns + 0.3, 1.6 * rows + 0.2), layout="constrained")
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes, kind in zip(grid.flat, kinds, strict=False):
             part = frame[frame["corruption"] == kind].sort_values("severity")
