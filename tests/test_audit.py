@@ -154,7 +154,7 @@ def test_intervals_by_patient_are_wider_than_wilson_s() -> None:
     shortcut = audit(cells, found=alone(150))["shortcut"]
     low, high = proportion_confint(round(shortcut["accuracy"] * 150), 150, method="wilson")
     assert shortcut["low"] < shortcut["accuracy"] < shortcut["high"]
-    assert not (shortcut["low"], shortcut["high"]) == pytest.approx((low, high))
+    assert (shortcut["low"], shortcut["high"]) != pytest.approx((low, high))
 
 
 def test_the_audit_doesn_t_depend_on_the_order_of_rows(planted: CellIndex) -> None:

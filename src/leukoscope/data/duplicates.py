@@ -34,12 +34,13 @@ CROP = 0.9  # share of each side that a cropped copy keeps
 BLACK, WHITE = 51, 208  # grey levels beyond which a change by a fifth may saturate
 COARSE, FINE = 8, 12  # frequencies a side for candidates and for orientation
 LEAF, TREES = 512, 6  # pictures a leaf of the forest, trees
-MOST_A_VIEW = 8  # candidates that one view may bring from a leaf
+MOST_A_LEAF = 16  # candidates that a leaf may bring for a picture
 MOST_ASKED, MOST_COMPARED = 32, 6  # candidates a picture that reach steps 2 and 3
 CANDIDATE, ORIENTED, DETAIL = 0.955, 0.9, 0.87  # least correlations that pass the three steps
 SHIFT = 4  # thumbnail pixels
 FLAT = 2.0  # standard deviation in grey levels below which there is no picture to compare
 _ROWS = 16_384  # rows of one matrix product
+_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -186,31 +187,34 @@ def _descriptors(views: np.ndarray) -> np.ndarray:
     return _unit(np.concatenate([both, apart], axis=-1))
 
 
-def _candidates(descriptors: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
-    """Columns one, view, other: for each picture at most MOST_ASKED others like a view of it.
+def _candidates(descriptors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows (one, other, view), (m, 3) int: for each picture at most MOST_ASKED others like it.
 
-    `descriptors` is (n, views, d), unit length; view 0 is the whole picture.
+    `descriptors` is (n, views, d), unit length; view 0 is the whole picture, and `view` that of
+    `one` which is most like the whole of `other`.
     """
     n, views, _ = descriptors.shape
     flat = descriptors.reshape(n * views, -1)
-    best = pd.DataFrame({"one": [], "view": [], "other": [], "score": []}).astype(int)
+    best = np.empty((0, 3), np.int64)
     for _ in range(TREES):
         found = [
             _alike(flat, views, members, part)
             for members, rows in _leaves(flat, views, rng)
             for part in _chunks(rows, _ROWS)
         ]
-        best = _best(pd.concat([f for f in (best, *found) if len(f)] or [best]), n)
+        best = _best(np.concatenate([best, *found]), n)
+    best[:, 2] %= views
     return best
 
 
-def _best(pairs: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The best view of each pair, and of these the MOST_ASKED best of each picture."""
-    one, other = pairs["one"].to_numpy(), pairs["other"].to_numpy()
-    pairs = pairs.iloc[np.lexsort((pairs["view"], -pairs["score"], one * n + other))]
-    pairs = pairs[~pairs.duplicated(["one", "other"])]
-    pairs = pairs.iloc[np.lexsort((-pairs["score"], pairs["one"]))]
-    return pairs[pairs.groupby("one").cumcount() < MOST_ASKED]
+def _best(found: np.ndarray, n: int) -> np.ndarray:
+    """The highest code of each pair, and of these the MOST_ASKED highest of each picture."""
+    pair = found[:, 0] * n + found[:, 1]
+    order = np.lexsort((-found[:, 2], pair))
+    found = found[order[np.diff(pair[order], prepend=-1) > 0]]
+    found = found[np.lexsort((-found[:, 2], found[:, 0]))]
+    rank = np.arange(len(found)) - np.searchsorted(found[:, 0], found[:, 0])
+    return found[rank < MOST_ASKED]
 
 
 def _leaves(
@@ -230,30 +234,26 @@ def _leaves(
         pending += [(order[middle:], rows[~left]), (order[:middle], rows[left])]
 
 
-def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
-    scores = flat[rows] @ flat[members].T
-    hits = scores >= CANDIDATE
-    hits &= rows[:, None] // views != members // views
-    crowded = np.flatnonzero(hits.sum(axis=1) > MOST_A_VIEW)
-    if crowded.size:
-        shown = np.where(hits[crowded], scores[crowded], -1)
-        best = np.argpartition(-shown, MOST_A_VIEW, axis=1)[:, :MOST_A_VIEW]
-        hits[crowded] = False
-        hits[crowded[:, None], best] = True
-    row, member = np.nonzero(hits)
-    return pd.DataFrame(
-        {
-            "one": rows[row] // views,
-            "view": rows[row] % views,
-            "other": members[member] // views,
-            "score": scores[row, member],
-        }
-    )
+def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows (one, other, code) of a leaf's most similar pairs; the code is their similarity in
+    steps of 1e-6, times `views`, plus the view: one comparison then ranks both."""
+    codes = (flat[rows] @ flat[members].T * _STEPS).astype(np.int32)
+    codes *= views
+    codes += (rows % views).astype(np.int32)[:, None]
+    one, start = np.unique(rows // views, return_index=True)  # `rows` is in ascending order
+    codes = np.maximum.reduceat(codes, start, axis=0)
+    other = members // views
+    codes[one[:, None] == other] = 0
+    most = min(MOST_A_LEAF, len(other))
+    kept = np.argpartition(-codes, most - 1, axis=1)[:, :most]
+    codes = np.take_along_axis(codes, kept, axis=1)
+    row, column = np.nonzero(codes >= CANDIDATE * _STEPS * views)
+    return np.stack([one[row], other[kept[row, column]], codes[row, column]], axis=1)
 
 
-def _orientations(views: np.ndarray, asked: pd.DataFrame) -> pd.DataFrame:
+def _orientations(views: np.ndarray, asked: np.ndarray) -> pd.DataFrame:
     """The pairs that correlate in some orientation; adds it, at most MOST_COMPARED a picture."""
-    one, view, other = (asked[c].to_numpy(dtype=int) for c in ("one", "view", "other"))
+    one, other, view = asked.T
     scores = np.zeros((len(asked), 8), np.float32)
     for start in range(0, len(asked), _ROWS):
         part = slice(start, start + _ROWS)
