@@ -30,7 +30,7 @@ from leukoscope.imaging.augmentation_ops import (
     Geometric,
     Photometric,
     augmentations,
-    limits,
+    constant,
     smoothing,
 )
 
@@ -98,12 +98,9 @@ def _step(entry: Mapping[str, Any]) -> _Step:
     settings = {key: value for key, value in entry.items() if key not in {"operation", "p"}}
     name = entry["operation"]
     augmentations.check_arguments(name, settings)
-    p = entry.get("p", DEFAULT_P.get(name, 1.0))
-    if not isinstance(p, int | float):
-        limits("p", (), 0, 1)
-    low, _ = limits("p", p, 0, 1)
+    p = constant("p", entry.get("p", DEFAULT_P.get(name, 1.0)), 0, 1)
     example = augmentations[name](Draw(np.random.default_rng(0), 8, 8), **settings)
-    return _Step(name, low, settings, example)
+    return _Step(name, p, settings, example)
 
 
 def augment(images: Tensor, generators: Sequence[np.random.Generator], chain: Chain) -> Tensor:
@@ -117,7 +114,7 @@ def augment(images: Tensor, generators: Sequence[np.random.Generator], chain: Ch
     if len(generators) != len(images):
         raise ValueError(f"{len(generators)} generators for {len(images)} images")
     # On a CPU a few images at a time stay in its cache; an accelerator wants them all.
-    size = 4 if images.device.type == "cpu" else len(images)
+    size = 4 if images.device.type == "cpu" else max(1, len(images))
     result = torch.empty_like(images)
     # Views don't depend on the precision that the training around them chose.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):

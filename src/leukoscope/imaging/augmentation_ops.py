@@ -83,22 +83,32 @@ def limits(
     if symmetric and _is_number(span):
         pair = (-abs(pair[0]), abs(pair[0]))
     if len(pair) != 2 or not all(map(_is_number, pair)) or not low <= pair[0] <= pair[1] <= high:
-        raise InputError(
-            f"Setting {name!r} got {span!r}; allowed: a number or [low, high] within "
-            f"[{low:g}, {high:g}]",
-            fix=f"Correct {name!r} in the augmentation chain.",
-            field=name,
-        )
+        raise _refusal(name, span, f"a number or [low, high] within [{low:g}, {high:g}]")
     return float(pair[0]), float(pair[1])
+
+
+def constant(name: str, value: float, low: float, high: float) -> float:
+    """The setting `value`, one number; InputError outside [low, high]."""
+    if not _is_number(value) or not low <= value <= high:
+        raise _refusal(name, value, f"a number within [{low:g}, {high:g}]")
+    return float(value)
+
+
+def _refusal(name: str, got: object, allowed: str) -> InputError:
+    return InputError(
+        f"Setting {name!r} got {got!r}; allowed: {allowed}",
+        fix=f"Correct {name!r} in the augmentation chain.",
+        field=name,
+    )
 
 
 def _is_number(value: object) -> bool:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value)  # type: ignore[arg-type]
+    return real and abs(value) < 1e300  # type: ignore[arg-type]  # neither NaN nor infinity
 
 
 def _filled(fill: str) -> str:
-    if fill not in FILLS:
+    if not isinstance(fill, str) or fill not in FILLS:
         raise UnknownNameError("fill", str(fill), FILLS)
     return fill
 
@@ -147,11 +157,7 @@ def rotate(
     angle = draw.uniform("degrees", degrees, -360, 360, symmetric=True)
     if choices is not None:
         if not isinstance(choices, Sequence) or not choices or not all(map(_is_number, choices)):
-            raise InputError(
-                f"Setting 'choices' got {choices!r}; allowed: a list of angles in degrees",
-                fix="Write for example choices = [15, 30, 45, 90].",
-                field="choices",
-            )
+            raise _refusal("choices", choices, "a list of angles in degrees")
         angle = float(draw.rng.choice(np.asarray(choices, dtype=float)))
     # Rounding makes the sines and cosines of right angles exact.
     cos, sin = (round(f(math.radians(angle)), 12) for f in (math.cos, math.sin))
@@ -170,6 +176,8 @@ def scale(
     draw: Draw, *, factor: Span = (0.9, 1.1), joint: bool = True, fill: str = "reflect"
 ) -> Geometric:
     """Zoom about the centre: above 1 enlarges; `joint` takes the same factor for both axes."""
+    if not isinstance(joint, bool):
+        raise _refusal("joint", joint, "true or false")
     x = draw.uniform("factor", factor, 0.1, 10)
     y = x if joint else draw.uniform("factor", factor, 0.1, 10)
     return Geometric(_affine(1 / x, 0, 0, 1 / y), _filled(fill))
@@ -227,7 +235,7 @@ def elastic(
     30 and 5 displace by about one pixel (standard deviation).
     """
     strength = draw.uniform("alpha", alpha, 0, 1e4)
-    sigma, _ = limits("sigma", (sigma, sigma), 0.5, 1e3)  # no range: the knots depend on it
+    sigma = constant("sigma", sigma, 0.5, 1e3)  # no range: the knots depend on it
     noise = torch.from_numpy(draw.rng.random((2, draw.height, draw.width), dtype=np.float32))
     smooth_y, smooth_x = (smoothing(side, sigma)[0] for side in (draw.height, draw.width))
     # Smoothing keeps constants, so [0, 1) may become [-1, 1) after it.
