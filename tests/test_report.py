@@ -19,7 +19,8 @@ from leukoscope.evaluate.metrics import compute
 from leukoscope.report import comparison, figures, verdict
 from leukoscope.report import run as report
 from leukoscope.report.inputs import load
-from leukoscope.report.sections_results import chosen_epoch, reliability_bins
+from leukoscope.report.sections_results import chosen_epoch
+from leukoscope.report.sections_trust import reliability_bins
 
 CLASSES = ["basophil", "eosinophil", "ig", "lymphocyte", "monocyte", "neutrophil"]
 SECTIONS = [

@@ -18,6 +18,7 @@ from leukoscope.report.numbers import (
     count,
     difference,
     estimate,
+    is_decimal,
     listing,
     measured,
     number,
@@ -116,14 +117,23 @@ def _metric(metric: str, rows: Sequence[Row]) -> Section:
         frame = pd.DataFrame(data, columns=["name", "kind", "value", "low", "high"])
         stem = f"arms_{re.sub('[^a-z0-9]+', '_', metric.lower())}"
         alt = f"{title(metric)} of each arm: paper, published and clean protocol"
-        blocks.append(Plot([figures.ranges(stem, frame, alt)], _metric_says(metric, rows)))
+        blocks.append(
+            Plot(
+                [figures.ranges(stem, frame, alt, share=not is_decimal(metric))],
+                _metric_says(metric, rows),
+            )
+        )
     name = re.sub("[^a-z0-9]+", "-", metric.lower())
     return Section(f"metric-{name}", title(metric), [*blocks, Table(caption, head, table)])
 
 
 def _metric_says(metric: str, rows: Sequence[Row]) -> str:
     pairs = [(estimate(r.get("published_figure"))[0], estimate(r.get("clean"))) for r in rows]
-    both = [(theirs, ends) for theirs, (_, ends) in pairs if theirs is not None and bounds(ends)[0]]
+    both = [
+        (theirs, ends)
+        for theirs, (_, ends) in pairs
+        if theirs is not None and bounds(ends)[0] is not None
+    ]
     if not both:
         return f"{title(metric)} with 95% intervals; the paper states no figure to compare with."
     over = sum(theirs > (bounds(ends)[1] or 1.0) for theirs, ends in both)

@@ -29,7 +29,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from leukoscope.report.numbers import clean
 
 PAPER, INK, MUTED, RULE = "#ffffff", "#1c2024", "#5c6470", "#d5d9df"
-BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+BLUE, ORANGE = "#0072b2", "#d55e00"
 SHARE, ON_SHARE = "#00558f", "#fefefe"  # the confusion matrix's ramp and the text on its dark end
 # In the page the same colours follow the reader's light or dark setting.
 _VARIABLES = {
@@ -39,7 +39,6 @@ _VARIABLES = {
     RULE: "--rule",
     BLUE: "--blue",
     ORANGE: "--orange",
-    GREEN: "--green",
 }
 _STYLE = {
     "svg.fonttype": "none",

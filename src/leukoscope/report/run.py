@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leukoscope.report import page, sections_cases, sections_data, sections_results, verdict
+from leukoscope.report import (
+    page,
+    sections_cases,
+    sections_data,
+    sections_results,
+    sections_trust,
+    verdict,
+)
 from leukoscope.report.inputs import Run, load
 from leukoscope.report.numbers import clean
 
@@ -31,9 +38,9 @@ def build(run: Run) -> page.Page:
         sections_results.classes(run),
         sections_results.published(run),
         sections_results.protocols(run),
-        sections_results.baseline(run),
-        sections_results.calibration(run),
-        sections_results.robustness(run),
+        sections_trust.baseline(run),
+        sections_trust.calibration(run),
+        sections_trust.robustness(run),
         sections_cases.failures(run),
         sections_cases.explanations(run),
         sections_cases.environment(run),

@@ -1,0 +1,107 @@
+"""Sections on how far to trust the figures: baseline, calibration, robustness."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from leukoscope.evaluate.metrics import ECE_BINS, SCALARS, confidence_bins
+from leukoscope.report import figures, verdict
+from leukoscope.report.inputs import Run
+from leukoscope.report.numbers import bounds, is_decimal, number, percent, plain
+from leukoscope.report.page import Cell, Missing, Plot, Section, Table
+
+
+def baseline(run: Run) -> Section:
+    """The model beside classifiers that know nothing of cells."""
+    name = "Trivial baseline"
+    rivals = verdict.baselines(run)
+    accuracy = number(run.metrics.get("accuracy"))
+    if not rivals or accuracy is None:
+        text = "No trivial baseline was measured; to have one, audit the images and evaluate again:"
+        command = "leukoscope audit cells.parquet --split split.parquet --json audit.json"
+        return Section("baseline", name, [Missing(text, command)])
+    data = [(r.name, r.value, *bounds(r.limits)) for r in rivals]
+    data.append(("This model", accuracy, *bounds((run.metrics.get("ci") or {}).get("accuracy"))))
+    frame = pd.DataFrame(data, columns=["name", "value", "low", "high"])
+    drawing = figures.ranges(
+        "baseline", frame, "Accuracy of the trivial baselines and of this model", title="Accuracy"
+    )
+    return Section("baseline", name, [Plot([drawing], verdict.gain(run))])
+
+
+def calibration(run: Run) -> Section:
+    """Whether a stated confidence of 90 % is right nine times in ten."""
+    name = "Calibration"
+    probs, frame = run.probabilities(), run.tested
+    if probs is None or frame is None or not len(frame):
+        text = (
+            "Without class probabilities calibration can't be judged; give prob_<class> columns to"
+        )
+        command = "leukoscope evaluate predictions.csv -o metrics.json"
+        return Section("calibration", name, [Missing(text, command)])
+    bins = reliability_bins(probs, frame["label"].to_numpy(), run.classes)
+    ece = number(run.metrics.get("ece"))
+    return Section("calibration", name, [Plot([figures.reliability(bins)], _reliable(bins, ece))])
+
+
+def reliability_bins(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """Per equal-width bin of confidence: `low, high, n, confidence, accuracy` (NaN where empty)."""
+    confidence = probs.max(axis=1)
+    correct = np.asarray(classes, dtype=object)[probs.argmax(axis=1)] == labels
+    which = confidence_bins(confidence, ECE_BINS)
+    n = np.bincount(which, minlength=ECE_BINS)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    safe = np.where(n > 0, n, np.nan)
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "n": n,
+            "confidence": np.bincount(which, confidence, ECE_BINS) / safe,
+            "accuracy": np.bincount(which, correct, ECE_BINS) / safe,
+        }
+    )
+
+
+def _reliable(bins: pd.DataFrame, ece: float | None) -> str:
+    n = bins["n"].to_numpy()
+    stated = float(np.nansum(bins["confidence"] * n) / n.sum())
+    right = float(np.nansum(bins["accuracy"] * n) / n.sum())
+    gap = stated - right
+    kind = "overconfident" if gap > 0.02 else "underconfident" if gap < -0.02 else "about right"
+    text = (
+        f"Mean confidence {percent(stated)}, share correct {percent(right)}: on the whole {kind}."
+    )
+    known = (
+        "" if ece is None else f" Expected calibration error {percent(ece)} over {ECE_BINS} bins."
+    )
+    return f"{text}{known} Points below the diagonal mean that the model claims more than it keeps."
+
+
+def robustness(run: Run) -> Section | None:
+    """Behaviour under disturbed images; None where it was not measured."""
+    frame = run.robustness
+    if frame is None:
+        return None
+    name = "Robustness to image quality"
+    if {"corruption", "severity", "accuracy"} <= set(frame):
+        drawn = figures.robustness(frame, "accuracy")
+        worst = frame.iloc[int(frame["accuracy"].argmin())]
+        says = (
+            f"Accuracy is lowest under {worst['corruption']} at strength {worst['severity']:g}: "
+            f"{percent(float(worst['accuracy']))}."
+        )
+        return Section("robustness", name, [Plot([drawn], says)])
+    rows: list[list[Cell | str]] = [
+        [_written(column, item) for column, item in zip(frame.columns, row, strict=True)]
+        for row in frame.to_numpy(object).tolist()
+    ]
+    return Section("robustness", name, [Table("As in robustness.csv.", list(frame.columns), rows)])
+
+
+def _written(column: str, item: object) -> str:
+    found = number(item)
+    if found is None:
+        return str(item)
+    return plain(column, found) if column in SCALARS or is_decimal(column) else f"{found:g}"
