@@ -129,16 +129,23 @@ def _nucleus(image: np.ndarray) -> np.ndarray:
     threshold *= 0.97
     fine = _smooth(dye, 0.035 * diameter)
     density = _smooth(_density(image, light), 0.05 * diameter)
-    mask = _without_small((fine > threshold).astype(np.uint8))
-    mask = _without_cytoplasm(mask, density)
-    mask = _without_small(_at_the_edge(mask, fine, threshold, diameter))
-    return _without_holes(_without_cytoplasm(mask, density))
+    stained = _without_small((fine > threshold).astype(np.uint8))
+    mask = _without_cytoplasm(stained, density)
+    cytoplasm = stained - mask
+    mask = _at_the_edge(mask, fine, threshold, diameter) & (1 - cytoplasm)
+    return _without_holes(_without_small(mask))
 
 
 def _nuclear_dye(image: np.ndarray, light: np.ndarray) -> np.ndarray:
     table = np.clip(1 - np.arange(256)[:, None] / light, 0, 1).astype(np.float32)
     absorptance = cv2.LUT(image, table.reshape(1, 256, 3))
-    return np.maximum(cv2.transform(absorptance, np.array([[1, 1, -1.25]], np.float32)), 0)
+    dye = np.maximum(cv2.transform(absorptance, np.array([[1, 1, -1.25]], np.float32)), 0)
+    # Ink and the field stop let no colour through; a nucleus always passes some blue or red.
+    opaque = (cv2.transform(image, np.full((1, 3), 1 / 3)) < 0.08 * light.mean()).astype(np.uint8)
+    if opaque.mean() > 0.005:
+        rim = max(1, round(0.01 * max(opaque.shape)))
+        dye[cv2.dilate(opaque, np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)) > 0] = 0
+    return dye
 
 
 def _density(image: np.ndarray, light: np.ndarray) -> np.ndarray:
@@ -279,9 +286,11 @@ def _two_classes(values: np.ndarray, around: float) -> float | None:
     levels = ((values - low) * (255 / span)).astype(np.uint8)
     cut, _ = cv2.threshold(levels.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)
     upper = levels > cut
-    if not upper.any() or upper.all():
+    share = float(upper.mean())
+    # A small dense part is a lobe over another, not a nucleus in its cytoplasm.
+    if share < 0.5 or share == 1:
         return None
-    share, dense = float(upper.mean()), float(values[upper].mean())
+    dense = float(values[upper].mean())
     pale = float(values[~upper].mean())
     contrast = (dense - pale) / max(dense - around, 1e-6)
     separability = share * (1 - share) * (dense - pale) ** 2 / float(values.var())
