@@ -484,6 +484,7 @@ def test_published_protocol_is_named_as_such(run: Path) -> None:
     pd.concat([frame.assign(view=v) for v in (0, 1)]).to_parquet(run / "predictions.parquet")
     said = text(Reader(report.write(run).read_text(encoding="utf-8")), "verdict")
     assert "leaks included" in said
+    assert "Figures count views" in said
     assert "by design" in said
 
 

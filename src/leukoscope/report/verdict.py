@@ -43,7 +43,8 @@ def baselines(run: Run) -> list[Baseline]:
     given = dict(run.metrics.get("baseline") or {})
     shortcut = (run.audit or {}).get("shortcut") or {}
     if given.get("majority") is None:
-        given["majority"] = shortcut.get("majority", _commonest(run))
+        audited = shortcut.get("majority")
+        given["majority"] = _commonest(run) if audited is None else audited
     if given.get("colour_knn") is None or given["colour_knn"] == shortcut.get("accuracy"):
         given["colour_knn"] = shortcut or None
     found = []
@@ -107,17 +108,18 @@ def level(run: Run) -> str:
     """What is counted, and what the intervals resample."""
     if run.metrics.get("level") == "patient":
         return "Figures count patients, and the intervals resample patients."
+    unit = f"{_image(run)}s"
     frame = run.tested
     known = frame["patient"].dropna() if frame is not None and "patient" in frame else ()
     patients = len(set(known))
     if patients:
         few = "" if patients >= FEW_GROUPS else ": too few for reliable intervals"
         return (
-            "Figures count images, and the intervals resample the "
+            f"Figures count {unit}, and the intervals resample the "
             f"{count(patients, 'patient')} they come from{few}."
         )
     return (
-        "Figures count images and no patient is known: the intervals treat the images as "
+        f"Figures count {unit} and no patient is known: the intervals treat the images as "
         "independent, and are too narrow where several come from one patient."
     )
 
