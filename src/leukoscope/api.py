@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leukoscope.compat import require
 from leukoscope.files import read_json, write_json
 
-DEMO_SETTINGS = ("training.epochs=6", "views.count=8")
+DEMO_SETTINGS = ("views.count=4", "training.epochs=8", "training.steps_per_epoch=90")
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,8 +97,9 @@ def reproduce(
     for run in runs:
         write(run)
     report = comparison.write(
-        Path(out), runs, found["table"], found["comparison"], title=f"Reproduction of {recipe}"
-    )
+        Path(out), runs, found["table"], found["comparison"], title=f"Reproduction of {recipe}",
+        not_run=found["not_run"],
+    )  # fmt: skip
     return {**found, "report": str(report)}
 
 
@@ -192,8 +193,8 @@ def demo(out: Path, *, say: Callable[[str], None] = lambda _: None) -> dict[str,
     from leukoscope.data import synthetic
 
     out = Path(out)
-    say("1/8 Drawing a synthetic smear: 500 cells, 8 patients, with leaks planted")
-    cells = synthetic.make(out / "smear")
+    say("1/8 Drawing a synthetic smear: 500 cells, 40 patients, with leaks planted")
+    cells = synthetic.make(out / "smear", patients=40)
     say("2/8 Indexing")
     index(cells, out / "cells.parquet", layout="csv")
     say("3/8 Auditing")

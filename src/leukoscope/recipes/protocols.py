@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from leukoscope.data import split as splits
+from leukoscope.data.duplicates import Duplicates
 from leukoscope.data.index import CellIndex
 from leukoscope.errors import InputError
 from leukoscope.recipes.schema import Protocol, Recipe
@@ -19,7 +20,11 @@ COLUMNS = ["image", "view", "role", "label", "patient"]
 
 
 def image_split(
-    cells: CellIndex, recipe: Recipe, protocol: Protocol, given: pd.DataFrame | None
+    cells: CellIndex,
+    recipe: Recipe,
+    protocol: Protocol,
+    given: pd.DataFrame | None,
+    found: Duplicates,
 ) -> pd.DataFrame:
     """One row an image: image, fold, role. The clean protocol refuses a leaking split (LeakError).
 
@@ -27,12 +32,11 @@ def image_split(
     """
     if given is not None:
         if protocol == "clean":
-            splits.check(cells, given)
+            splits.check(cells, given, found=found)
         return one_fold(given)
     if protocol == "clean":
-        made = splits.split(cells, ratios=splits.ratios(recipe.split.clean), seed=recipe.seed)
-        splits.check(cells, made)
-        return made
+        shares = splits.ratios(recipe.split.clean)
+        return splits.split(cells, ratios=shares, seed=recipe.seed, found=found)
     if recipe.split.published_unit == "view":
         return pd.DataFrame({"image": cells.frame["image"], "fold": 0, "role": "train"})
     return pd.DataFrame(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from leukoscope.data import duplicates
 from leukoscope.data import split as splits
 from leukoscope.data.audit import audit
 from leukoscope.data.index import CellIndex
@@ -54,8 +55,9 @@ def train(
     pooled = protocol == "published" and given is None and plan.split.published_unit == "view"
 
     # Data: split first, look for leaks, list every view that takes part.
-    roles = image_split(index, plan, protocol, given)
-    findings = audit(index, roles)
+    copies = duplicates.find(index)
+    roles = image_split(index, plan, protocol, given, copies)
+    findings = audit(index, roles, found=copies)
     table = sample_table(index, roles, plan, pooled)
     classes = records.check_labels(index, table)
     run = records.claim(output_folder(out), plan, protocol, resume)

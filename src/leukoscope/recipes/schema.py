@@ -171,7 +171,8 @@ def validate(tables: Mapping[str, Any]) -> Recipe:
 
 
 def _explain(problem: ValidationError) -> InputError:
-    error = problem.errors()[0]
+    # A misspelt key makes its right spelling missing too; the misspelling is what to say.
+    error = min(problem.errors(), key=lambda e: e["type"] != "extra_forbidden")
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         *parents, key = map(str, error["loc"])

@@ -86,7 +86,7 @@ def normalise(pixels: Tensor, weights: Weights) -> Tensor:
     """uint8 RGB (n, h, w, 3) to float32 (n, 3, h, w) as the weights' contract wants it."""
     mean = torch.tensor(weights.input.mean, device=pixels.device)
     std = torch.tensor(weights.input.std, device=pixels.device)
-    scaled = (pixels.float().div_(255) - mean) / std
+    scaled = pixels.float().mul_(1 / (255 * std)).sub_(mean / std)
     return scaled.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 

@@ -1,0 +1,269 @@
+"""Whole runs on a small synthetic smear: both protocols, report, bundle, predictions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from leukoscope import api
+from leukoscope.bundle.inference import Reader
+from leukoscope.data import index as indexes
+from leukoscope.data import split as splits
+from leukoscope.data import synthetic
+from leukoscope.errors import InputError, LeakError
+from leukoscope.evaluate import metrics
+from leukoscope.imaging.read import read_image
+
+TINY = (
+    "preprocessing=[{step='resize', size=32}]",
+    "views.count=3",
+    "training.epochs=2",
+    "training.steps_per_epoch=8",
+)
+SCALARS = (
+    "n", "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "macro_precision",
+    "macro_recall", "macro_specificity", "mean_ovr_accuracy", "cohen_kappa", "mcc", "roc_auc_ovr",
+    "log_loss", "brier", "ece",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 120 synthetic cells of 48 px from 16 patients, leaks planted."""
+    folder = tmp_path_factory.mktemp("smear")
+    csv = synthetic.make(folder, images=120, size=48, patients=16)
+    api.index(csv, folder / "cells.parquet")
+    return folder / "cells.parquet"
+
+
+@pytest.fixture(scope="module")
+def reproduction(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arm cnn under both protocols."""
+    out = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEUKOSCOPE_CACHE", str(out / "cache"))
+        found = api.reproduce("lightweight-cnn", cells, out, arms=["cnn"], settings=TINY)
+    return found | {"out": out}
+
+
+@pytest.fixture(scope="module")
+def run(reproduction: dict[str, Any]) -> Path:
+    return reproduction["out"] / "cnn-clean"
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return api.export(run, tmp_path_factory.mktemp("bundle"))
+
+
+def test_a_run_folder_holds_what_the_contract_says(run: Path, cells: Path) -> None:
+    for name in (
+        "recipe.toml", "environment.json", "split.parquet", "audit.json", "history.csv",
+        "checkpoints", "model", "predictions.parquet", "metrics.json", "figures", "report.html",
+    ):  # fmt: skip
+        assert (run / name).exists(), name
+    split = pd.read_parquet(run / "split.parquet")
+    assert list(split.columns[:3]) == ["image", "fold", "role"]
+    assert set(split["role"]) == {"train", "validation", "test"}
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    classes = sorted(indexes.load(cells).frame["label"].unique())
+    wanted = ["image", "patient", "label", "predicted", *(f"prob_{c}" for c in classes), "role"]
+    assert set(wanted) <= set(predictions.columns)
+    assert (run / "model" / "model.safetensors").is_file()
+    assert not list(run.rglob(".part-*"))
+    assert not list(run.rglob("*.pkl")) + list(run.rglob("*.pt"))
+
+
+def test_metrics_are_those_of_the_stored_predictions(run: Path) -> None:
+    found = json.loads((run / "metrics.json").read_text())
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    part = predictions[predictions["role"] == "test"]
+    probs = part[[f"prob_{c}" for c in found["classes"]]].to_numpy()
+    again = metrics.compute(part["label"].tolist(), part["predicted"].tolist(), probs,
+                            found["classes"])  # fmt: skip
+    for name in SCALARS:
+        assert found[name] == pytest.approx(again[name], nan_ok=True), name
+    assert found["confusion_matrix"] == again["confusion_matrix"]
+    assert found["level"] == "image"
+    assert set(found["baseline"]) == {"majority", "colour_knn"}
+    low, high = found["ci"]["accuracy"]
+    assert low <= found["accuracy"] <= high
+    assert api.evaluate(run)["accuracy"] == found["accuracy"]
+
+
+def test_the_clean_protocol_keeps_patients_and_duplicates_apart(run: Path, cells: Path) -> None:
+    index = indexes.load(cells)
+    split = splits.read(run / "split.parquet")
+    splits.check(index, split)
+    merged = split.merge(index.frame, on="image")
+    assert (merged.groupby("patient")["role"].nunique() == 1).all()
+    audit = json.loads((run / "audit.json").read_text())
+    assert audit["verdict"] == "clean"
+
+
+def test_the_published_protocol_leaks_and_says_so(reproduction: dict[str, Any]) -> None:
+    run = reproduction["out"] / "cnn-published"
+    split = pd.read_parquet(run / "split.parquet")
+    assert len(split) == 3 * split["image"].nunique()
+    assert (split.groupby("image")["role"].nunique() > 1).any()
+    share = (split["role"] == "train").mean()
+    assert share == pytest.approx(0.8, abs=0.01)
+    audit = json.loads((run / "audit.json").read_text())
+    assert audit["verdict"] == "leak"
+    assert "views" in audit["summary"][0]
+    with pytest.raises(InputError, match="inflated"):
+        api.export(run, run / "bundle")
+
+
+def test_reproduce_puts_both_protocols_side_by_side(reproduction: dict[str, Any]) -> None:
+    row = next(r for r in reproduction["table"] if r["metric"] == "macro_f1")
+    assert row["difference"]["low"] <= row["difference"]["value"] <= row["difference"]["high"]
+    gap = row["published_protocol"]["value"] - row["clean"]["value"]
+    assert row["difference"]["value"] == pytest.approx(gap)
+    clean = reproduction["out"] / "cnn-clean"
+    beside = json.loads((clean / "beside.json").read_text())
+    assert beside["protocol"] == "published"
+    assert "published protocol" in (clean / "report.html").read_text().lower()
+    before = (clean / "metrics.json").stat().st_mtime_ns
+    api.reproduce("lightweight-cnn", Path(_index_of(clean)), reproduction["out"], arms=["cnn"],
+                  settings=TINY)  # fmt: skip
+    assert (clean / "metrics.json").stat().st_mtime_ns == before, "a finished run isn't run again"
+
+
+def _index_of(run: Path) -> str:
+    return json.loads((run / "environment.json").read_text())["index"]["path"]
+
+
+def test_arms_that_cannot_run_are_listed_with_the_reason(cells: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    with pytest.raises(InputError, match="No arm of lightweight-cnn could run: No weights for"):
+        api.reproduce("lightweight-cnn", cells, tmp_path / "out", arms=["efficientnet-b0"],
+                      weights=str(weights), settings=TINY)  # fmt: skip
+
+
+def test_the_clean_protocol_refuses_a_leaking_split(cells: Path, tmp_path: Path) -> None:
+    index = indexes.load(cells)
+    made = splits.split(index, seed=0)
+    patient = index.frame.set_index("image")["patient"][made["image"]].to_numpy()
+    leaking = made.copy()
+    victim = leaking.index[(leaking["role"] == "train").to_numpy()][0]
+    leaking.loc[victim, "role"] = "test"
+    splits.write(leaking, tmp_path / "leaking.parquet")
+    with pytest.raises(LeakError) as caught:
+        api.train("lightweight-cnn", cells, tmp_path / "run", arm="cnn",
+                  split=tmp_path / "leaking.parquet", settings=TINY)  # fmt: skip
+    assert caught.value.exit_code == 3
+    assert str(patient[victim]) in str(caught.value)
+    assert not (tmp_path / "run").exists(), "nothing is written, nothing trained"
+
+
+def test_a_bundle_answers_as_its_run_did(run: Path, bundle: Path) -> None:
+    contract = json.loads((bundle / "contract.json").read_text())
+    for key in ("input", "preprocessing", "classes", "temperature", "prediction_sets", "novelty"):
+        assert contract[key] is not None, key
+    card = (bundle / "README.md").read_text()
+    assert "synthetic" in card.lower()
+    assert "Intended use" in card
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    index = indexes.load(Path(_index_of(run)))
+    test = predictions[predictions["role"] == "test"].head(8)
+    out = bundle.parent / f"{bundle.name}.parquet"
+    api.predict(bundle, [index.path(image) for image in test["image"]], out)
+    said = pd.read_parquet(out)
+    columns = [f"prob_{c}" for c in contract["classes"]]
+    order = {str(index.path(image)): i for i, image in enumerate(test["image"])}
+    said = said.iloc[said["image"].map(order).argsort()]
+    np.testing.assert_allclose(said[columns].to_numpy(), test[columns].to_numpy(), atol=1e-4)
+    assert list(said.columns[:3]) == ["image", "predicted", "confidence"]
+
+
+def test_heat_maps_are_exact_grad_cam(bundle: Path, run: Path, tmp_path: Path) -> None:
+    """Against captum on the torch network itself."""
+    import torch
+    from captum.attr import LayerGradCam
+
+    from leukoscope.explain.gradcam import heat_map
+    from leukoscope.recipes.deploy import load_model
+
+    index = indexes.load(Path(_index_of(run)))
+    path = index.path(index.frame["image"].iloc[0])
+    reader = Reader.load(bundle)
+    prepared = reader.prepare(read_image(path))[None]
+    feature_map, gradient = reader.run(prepared, ("feature_map", "class_gradient"))
+    classifier, _ = load_model(run)
+    torch_cam = LayerGradCam(classifier, classifier.backbone)
+    for k in range(len(reader.contract.classes)):
+        expected = torch_cam.attribute(torch.from_numpy(prepared), target=k, relu_attributions=True)
+        expected = expected.detach().numpy()[0, 0]
+        expected = expected / expected.max() if expected.max() > 0 else expected
+        np.testing.assert_allclose(heat_map(feature_map[0], gradient[0, k]), expected, atol=1e-4)
+    made = api.explain(bundle, [path], tmp_path / "explain")
+    assert (tmp_path / "explain" / made[0]["file"]).is_file()
+
+
+def test_predict_never_loads_torch(bundle: Path, cells: Path, tmp_path: Path) -> None:
+    index = indexes.load(cells)
+    script = (
+        "import sys; from leukoscope import api;"
+        f"api.predict({str(bundle)!r}, [{str(index.path(index.frame['image'].iloc[0]))!r}],"
+        f" {str(tmp_path / 'out.csv')!r});"
+        "assert not {'torch', 'timm', 'sklearn', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 1
+
+
+def test_an_external_index_is_judged_and_known_images_are_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    csv = synthetic.make(tmp_path / "other", images=40, size=48, patients=3, seed=9, leaks=False)
+    api.index(csv, tmp_path / "other.parquet")
+    found = api.evaluate(run, on=tmp_path / "other.parquet", out=tmp_path / "metrics.json")
+    assert found["n"] == 40
+    assert found["role"] == "external"
+    assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 40
+    with pytest.raises(LeakError, match="in the run's own data"):
+        api.evaluate(run, on=Path(_index_of(run)))
+
+
+def test_foreign_predictions_are_judged_and_compared(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["a", "b", "c"], 60)
+    frames = []
+    for right in (0.9, 0.6):
+        predicted = np.where(rng.random(60) < right, labels, rng.choice(["a", "b", "c"], 60))
+        images = [f"{i}.png" for i in range(60)]
+        table = {"image": images, "label": labels, "predicted": predicted}
+        frames.append(pd.DataFrame(table | {"patient": np.arange(60) // 6}))
+        frames[-1].to_csv(tmp_path / f"{right}.csv", index=False)
+    found = api.evaluate(tmp_path / "0.9.csv")
+    assert found["accuracy"] == (frames[0]["label"] == frames[0]["predicted"]).mean()
+    assert found["log_loss"] is None
+    assert "log_loss" in found["undefined"]
+    assert found["interval"]["unit"] == "patient"
+    compared = api.compare([tmp_path / "0.9.csv", tmp_path / "0.6.csv"])
+    (pair,) = compared["pairs"]
+    assert {"b", "c", "chi2", "chi2_corrected", "p", "exact_p"} <= set(pair["mcnemar"])
+    assert pair["permutation_p"] <= 1
+    assert {"value", "low", "high"} == set(pair["difference"]["accuracy"])
+    assert {"t", "p", "degenerate"} <= set(next(iter(pair["paired_t"].values())))
+
+
+def test_a_tampered_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    graph = copy / "model.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="SHA-256"):
+        Reader.load(copy)

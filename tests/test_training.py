@@ -1,0 +1,218 @@
+"""Views, caches, checkpoints and the loop: the fast way gives the plain way's numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from leukoscope.data import synthetic
+from leukoscope.data.index import examine
+from leukoscope.errors import InputError
+from leukoscope.models.classifier import build, seeded
+from leukoscope.models.weights import resolve
+from leukoscope.recipes.schema import resolve as resolve_recipe
+from leukoscope.train import cache as caches
+from leukoscope.train import checkpoints, loop
+from leukoscope.train.cache import ArrayCache
+from leukoscope.train.loop import Part, Settings, batch, fit
+from leukoscope.train.samples import feature_samples, normalise, pixel_samples
+from leukoscope.train.views import ImageFile, ViewSettings, augmented, prepare
+
+RECIPE = resolve_recipe("lightweight-cnn")
+NONE = resolve("none", "cnn")
+VIEWS = ViewSettings([{"step": "resize", "size": 32}], RECIPE.augmentation, 3, 0)
+SETTINGS = Settings(5e-4, (0.9, 0.999), 1e-7, 4, 3, 5, 3, True, 0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageFile]:
+    """24 small synthetic cells."""
+    folder = tmp_path_factory.mktemp("smear")
+    synthetic.make(folder, images=24, size=48, patients=2, leaks=False)
+    paths = sorted((folder / "images").rglob("*.jpg"))
+    return {path.name: ImageFile(path, examine(path)["sha256"]) for path in paths}
+
+
+@pytest.fixture
+def table(files: dict[str, ImageFile]) -> pd.DataFrame:
+    """Every view of every image, with a label."""
+    names = np.repeat(list(files), VIEWS.count)
+    return pd.DataFrame(
+        {
+            "image": names,
+            "view": np.tile(np.arange(VIEWS.count), len(files)),
+            "label": [files[n].path.parent.name for n in names],
+        }
+    )
+
+
+def parts(table: pd.DataFrame) -> tuple[Part, Part]:
+    codes = pd.factorize(table["label"], sort=True)[0].astype(np.int64)
+    rows = np.arange(len(table))
+    held = table["view"].to_numpy() == 0
+    return Part(rows[~held], codes[~held]), Part(rows[held], codes[held])
+
+
+def test_views_are_functions_of_content_seed_and_number(files: dict[str, ImageFile]) -> None:
+    one = next(iter(files.values()))
+    image = prepare(one.path, VIEWS)
+    views = augmented(image, one.sha256, VIEWS)
+    assert views.shape == (2, 32, 32, 3)
+    assert views.dtype == np.uint8
+    assert np.array_equal(views, augmented(image, one.sha256, VIEWS))
+    more = ViewSettings(VIEWS.preprocessing, VIEWS.augmentation, 5, 0)
+    np.testing.assert_allclose(views.astype(int), augmented(image, one.sha256, more)[:2], atol=1)
+    assert not np.array_equal(views, augmented(image, "0" * 64, VIEWS))
+
+
+def test_the_cache_keeps_by_content_and_survives_damage() -> None:
+    cache = ArrayCache("test", {"a": 1})
+    assert cache.get("ab" * 32, "original") is None
+    cache.put("ab" * 32, "original", np.arange(6).reshape(2, 3))
+    assert np.array_equal(cache.get("ab" * 32, "original"), np.arange(6).reshape(2, 3))
+    assert ArrayCache("test", {"a": 2}).get("ab" * 32, "original") is None
+    cache.path("ab" * 32, "original").write_bytes(b"\x93NUMPY damaged")
+    assert cache.get("ab" * 32, "original") is None
+    caches.trim(limit=0)
+    assert not list(caches.folder().rglob("*.npy"))
+
+
+def test_features_of_a_frozen_backbone_train_the_head_to_the_plain_loops_numbers(
+    files: dict[str, ImageFile], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The plain loop decodes, augments and runs the backbone for every presented view."""
+    train, validation = parts(table)
+    fast = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
+    samples = feature_samples(table, files, VIEWS, fast, NONE, {"backbone": "cnn"}, "cpu")
+    state = fit(fast, fast.head, samples, train, validation, SETTINGS, tmp_path)
+
+    plain = build("cnn", RECIPE.model.head, 6, NONE, seed=0).eval()
+    optimizer = torch.optim.Adam(plain.head.parameters(), lr=5e-4, eps=1e-7)
+
+    def view(row: int) -> np.ndarray:
+        file = files[table["image"][row]]
+        image = prepare(file.path, VIEWS)
+        number = table["view"][row]
+        return augmented(image, file.sha256, VIEWS)[number - 1] if number else image
+
+    losses = []
+    for step in range(15):
+        chosen = batch(len(train.rows), 4, step, 0)
+        images = np.stack([view(row) for row in train.rows[chosen]])
+        plain.head.train()
+        with torch.no_grad():
+            pooled = plain.pooled(normalise(torch.from_numpy(images), NONE))
+        with seeded(0, loop._STEP, step):
+            loss = cross_entropy(plain.head(pooled), torch.from_numpy(train.labels[chosen]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    fast_losses = [row["train_loss"] for row in state.history]
+    np.testing.assert_allclose(fast_losses, np.reshape(losses, (3, 5)).mean(axis=1), rtol=1e-4)
+    checkpoints.load(tmp_path / "checkpoints" / "epoch-0003.safetensors", fast.head, None)
+    for one, other in zip(fast.head.parameters(), plain.head.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    for one, other in zip(fast.backbone.parameters(), plain.backbone.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_batches_walk_through_whole_passes_and_are_never_short() -> None:
+    steps = [batch(10, 4, step, 0) for step in range(5)]
+    assert all(len(rows) == 4 for rows in steps)
+    flat = np.concatenate(steps)
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert not np.array_equal(flat[:10], flat[10:])
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_resumed_run_is_bit_identical(
+    files: dict[str, ImageFile], table: pd.DataFrame, tmp_path: Path, stop: int
+) -> None:
+    train, validation = parts(table)
+    samples = pixel_samples(table, files, VIEWS, NONE, "cpu")
+
+    def trained(folder: Path, settings: Settings, resume: bool) -> dict[str, torch.Tensor]:
+        network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
+        fit(network, network, samples, train, validation, settings, folder, resume=resume)
+        return network.state_dict()
+
+    whole = trained(tmp_path / "whole", SETTINGS, resume=False)
+    cut = tmp_path / "cut"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_validate", _interrupt_after(stop))
+        with pytest.raises(KeyboardInterrupt):
+            trained(cut, SETTINGS, resume=False)
+    # The newest checkpoint is damaged as well: the one before it serves.
+    newest = sorted((cut / "checkpoints").glob("epoch-*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    resumed = trained(cut, SETTINGS, resume=True)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    drop = ["seconds"]
+    histories = [
+        pd.read_csv(tmp_path / n / "history.csv").drop(columns=drop) for n in ("whole", "cut")
+    ]
+    pd.testing.assert_frame_equal(*histories)
+
+
+def _interrupt_after(epochs: int):
+    real, calls = loop._validate, []
+
+    def validate(*arguments):
+        calls.append(1)
+        if len(calls) > epochs:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    return validate
+
+
+def test_resume_refuses_other_settings(
+    files: dict[str, ImageFile], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    train, validation = parts(table)
+    network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
+    samples = pixel_samples(table, files, VIEWS, NONE, "cpu")
+    once = Settings(5e-4, (0.9, 0.999), 1e-7, 4, 1, 2, 3, True, 0)
+    fit(network, network, samples, train, validation, once, tmp_path)
+    with pytest.raises(InputError, match="other settings"):
+        fit(network, network, samples, train, validation, SETTINGS, tmp_path, resume=True)
+
+
+def test_early_stopping_keeps_the_best_epoch(
+    files: dict[str, ImageFile], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    train, validation = parts(table)
+    network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
+    samples = pixel_samples(table, files, VIEWS, NONE, "cpu")
+    losses = iter([1.0, 0.5, 0.7, 0.6, 0.1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_validate", lambda *_: {"validation_loss": next(losses),
+                                                     "validation_accuracy": 0.0})  # fmt: skip
+        settings = Settings(5e-4, (0.9, 0.999), 1e-7, 4, 9, 1, 2, False, 0)
+        state = fit(network, network, samples, train, validation, settings, tmp_path)
+    assert state.epoch == 4
+    assert state.best_epoch == 2
+    best = build("cnn", RECIPE.model.head, 6, NONE, seed=1)
+    checkpoints.load(tmp_path / "checkpoints" / "best.safetensors", best, None)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(best.state_dict().values(), network.state_dict().values(), strict=True)
+    )
+
+
+def test_a_diverging_loss_stops_with_the_fix(
+    files: dict[str, ImageFile], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    train, validation = parts(table)
+    network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
+    samples = pixel_samples(table, files, VIEWS, NONE, "cpu")
+    wild = Settings(1e30, (0.9, 0.999), 1e-7, 4, 3, 5, 3, False, 0)
+    with pytest.raises(InputError, match=r"learning_rate"):
+        fit(network, network, samples, train, validation, wild, tmp_path)
