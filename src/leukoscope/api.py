@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukoscope.compat import require
-from leukoscope.files import read_json, write_json
+from leukoscope.files import read_json, refuse_overwriting, write_json
 
 DEMO_SETTINGS = ("views.count=4", "training.epochs=8", "training.steps_per_epoch=90")
 
@@ -35,6 +35,7 @@ def audit(
     from leukoscope.data import index as indexes
     from leukoscope.data import split as splits
 
+    refuse_overwriting(out, [cells, split])
     found = audits.audit(indexes.load(Path(cells)), splits.read(Path(split)) if split else None)
     if out is not None:
         write_json(Path(out), found)
@@ -53,6 +54,7 @@ def split(
     from leukoscope.data import index as indexes
     from leukoscope.data import split as splits
 
+    refuse_overwriting(out, [cells])
     index_ = indexes.load(Path(cells))
     made = splits.split(index_, ratios=splits.ratios(ratios), folds=folds, seed=seed)
     splits.write(made, Path(out))
@@ -107,6 +109,7 @@ def evaluate(source: Path, *, on: Path | None = None, out: Path | None = None) -
     """Metrics of a run, of a run on another index (`on`), or of any tool's predictions.csv."""
     from leukoscope.recipes import judgement
 
+    refuse_overwriting(out, [source, on])
     found = judgement.evaluate(Path(source), Path(on) if on else None)
     if out is not None:
         write_json(Path(out), found)
@@ -117,6 +120,7 @@ def compare(sources: Sequence[Path], *, out: Path | None = None) -> dict[str, An
     """Paired tests and differences with intervals between predictions of the same images."""
     from leukoscope.recipes import judgement
 
+    refuse_overwriting(out, sources)
     found = judgement.compare([Path(source) for source in sources])
     if out is not None:
         write_json(Path(out), found)
@@ -135,6 +139,7 @@ def predict(bundle: Path, paths: Sequence[str | Path], out: Path) -> dict[str, i
     """Read images with a bundle and write one row an image; see bundle.prediction.predict."""
     from leukoscope.bundle import prediction
 
+    refuse_overwriting(out, paths)
     return prediction.predict(Path(bundle), paths, Path(out))
 
 

@@ -8,14 +8,15 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leukoscope.errors import InputError
+from leukoscope.errors import InputError, some
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "Free some space or choose another output with -o."),
@@ -37,10 +38,46 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        why, fix = _REASONS.get(problem.errno or 0, (problem.strerror or str(problem), ""))
+        why, fix = reason(problem)
+        raise InputError(f"Can't write {path}: {why}", fix=fix, field="output") from problem
+
+
+def reason(problem: OSError) -> tuple[str, str]:
+    """Why the operating system refused, and what to do about it."""
+    # numpy says how much it wrote and swallows the errno; only a full disk writes less.
+    short = problem.errno is None and "written" in str(problem)
+    number = errno.ENOSPC if short else problem.errno or 0
+    return _REASONS.get(number, (problem.strerror or str(problem), "Choose another path."))
+
+
+def refuse_special(path: Path) -> None:
+    """InputError where a folder, device or pipe stands at `path`: only files are ever replaced."""
+    with explain_os_errors(path):
+        try:
+            mode = Path(path).stat().st_mode
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise InputError(
+                f"Can't write {path}: it is no regular file",
+                fix="Choose a file name, or print with --json.",
+                field="output",
+            )
+
+
+def refuse_overwriting(out: Path | None, inputs: Iterable[str | Path | None]) -> None:
+    """InputError where `out` is one of the files that are read: originals stay untouched."""
+    if out is None or not os.path.exists(out):  # noqa: PTH110 - Path.exists raises on long names
+        return
+    same = [str(i) for i in inputs if i and os.path.exists(i) and os.path.samefile(i, out)]  # noqa: PTH110, PTH121
+    if same:
         raise InputError(
-            f"Can't write {path}: {why}", fix=fix or "Choose another output.", field="output"
-        ) from problem
+            f"The output {out} is also an input ({some(same)}), which would be lost",
+            fix="Choose another output.",
+            field="output",
+        )
 
 
 @contextlib.contextmanager
@@ -50,6 +87,7 @@ def atomic(path: Path) -> Iterator[Path]:
     A crash, a full disk or ctrl-C leaves the old file, or none, never half a file.
     """
     path = Path(path)
+    refuse_special(path)
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A short name of its own: the target's may already be as long as the file system allows.
@@ -101,7 +139,7 @@ def to_json(value: Any) -> str:
 def plain(value: Any) -> Any:
     """The value with numpy scalars, arrays, paths, tuples and NaN turned into JSON values."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {printable(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
@@ -110,9 +148,14 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        return printable(str(value))
     return value
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file name that is no UTF-8 become `\\udc..`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_json(path: Path) -> Any:

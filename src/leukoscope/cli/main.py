@@ -2,49 +2,81 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-import warnings
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import typer
-from typer.exceptions import TyperException
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
 
-from leukoscope.cli import show
-from leukoscope.cli.commands import app
-from leukoscope.errors import InputError, LeukoscopeError
+    from leukoscope.errors import InputError, LeukoscopeError
+
+STOPPED = "Stopped by ctrl-C; nothing half-written was left behind."
+_INTERRUPTED = 130  # what typer makes of ctrl-C
 
 
 def run() -> NoReturn:
     """Exit codes of DESIGN.md: 0 done, 2 bad input or usage, 3 a leak was found, 1 a bug."""
+    for stream in (sys.stdout, sys.stderr):  # a file name the terminal can't show is no failure
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _command()
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        print(STOPPED, file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def _command() -> int:
+    """Run the command; its exit code."""
+    # Imported here, so that ctrl-C during the import, too, is said and not dumped.
+    import warnings
+
+    import typer
+    from typer.exceptions import TyperException
+
+    from leukoscope.cli.commands import app
+    from leukoscope.errors import InputError, LeukoscopeError
+    from leukoscope.files import reason
+
     warnings.simplefilter("ignore")  # libraries' remarks to programmers
     try:
-        code = app(standalone_mode=False)
+        return int(app(standalone_mode=False) or 0)
     except LeukoscopeError as problem:
-        code = _say(problem)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _say(InputError("Stopped by ctrl-C; nothing half-written was left behind"))
+        return _say(problem)
     except MemoryError:
-        code = _say(InputError("The memory is full", fix="Close other programs, or use less data."))
+        return _say(InputError("The memory is full", fix="Close other programs, or use less data."))
     except TyperException as problem:
-        code = _say(_usage(problem))
+        return _say(_usage(problem))
+    except typer.Abort:
+        return _INTERRUPTED
     except typer.Exit as stop:
-        code = stop.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return stop.exit_code
+    except SystemExit as stop:
+        # typer's answer to a reader that went away (`| head`), who has what it wanted
+        return 0 if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
+    except OSError as problem:  # the disk, a permission, a name: the machine's, not a bug
+        why, fix = reason(problem)
+        return _say(InputError(f"Can't use {problem.filename or 'a file'}: {why}", fix=fix))
     except Exception as problem:  # noqa: BLE001 - the last net: a bug is said, not dumped
-        code = _bug(problem)
-    sys.exit(code or 0)
+        return _bug(problem)
 
 
 def _say(problem: LeukoscopeError) -> int:
+    from leukoscope.cli import show
+
     show.error(problem.message, problem.fix)
     return problem.exit_code
 
 
 def _usage(problem: TyperException) -> InputError:
     """A misuse of the command line in our form; typer names the nearest match itself."""
+    from leukoscope.errors import InputError
+
     context = getattr(problem, "ctx", None)
     where = context.command_path if context else "leukoscope"
     text = " ".join(problem.format_message().split()).rstrip(".?")
@@ -52,6 +84,8 @@ def _usage(problem: TyperException) -> InputError:
 
 
 def _bug(problem: Exception) -> int:
+    from leukoscope.cli import show
+
     if os.environ.get("LEUKOSCOPE_DEBUG"):
         raise problem
     show.error(

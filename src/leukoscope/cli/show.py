@@ -10,8 +10,8 @@ from rich.table import Table
 
 from leukoscope.files import to_json
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def error(message: str, fix: str = "") -> None:

@@ -29,7 +29,13 @@ from leukoscope.data.layouts import Row, detect, is_data_set, parse
 from leukoscope.data.signature import SIDE, colour_moments, phash, thumbnail
 from leukoscope.data.tree import Tree, scan
 from leukoscope.errors import InputError, UnreadableError, some
-from leukoscope.files import atomic, explain_os_errors, output_folder
+from leukoscope.files import (
+    atomic,
+    explain_os_errors,
+    output_folder,
+    printable,
+    refuse_special,
+)
 from leukoscope.imaging.read import read_bytes, read_bytes_image
 from leukoscope.progress import track
 
@@ -93,12 +99,7 @@ def index(src: Path, out: Path, *, layout: str = "auto", workers: int | None = N
     out = Path(out).absolute()
     name = detect(tree) if layout == "auto" else layout
     output_folder(out.parent)  # fails now rather than after an hour of reading
-    if os.path.isdir(out):  # noqa: PTH112 - Path.is_dir raises on names that are too long
-        raise InputError(
-            f"Can't write {out}: a folder stands there",
-            fix=f"Name a file, for example {out / 'cells.parquet'}.",
-            field="output",
-        )
+    _check_output(out)
     images = out.parent / f"{out.stem}-images"
     rows = parse(name, tree.src, images)
     root = _root(tree.src, images, rows)
@@ -117,6 +118,22 @@ def index(src: Path, out: Path, *, layout: str = "auto", workers: int | None = N
     return load(out)
 
 
+def _check_output(out: Path) -> None:
+    """InputError where a file of another kind stands at `out`: an image, or the csv itself."""
+    refuse_special(out)
+    with explain_os_errors(out):
+        if out.suffix.lower() == ".parquet" or not out.exists() or not out.stat().st_size:
+            return
+        with out.open("rb") as handle:
+            parquet = handle.read(4) == b"PAR1"
+    if not parquet:
+        raise InputError(
+            f"Can't write {out}: a file that is no index stands there",
+            fix="Name a new file, for example -o cells.parquet.",
+            field="output",
+        )
+
+
 def _root(src: Path, images: Path, rows: Sequence[Row]) -> Path:
     if rows and rows[0].image.parent == images:
         return images
@@ -131,9 +148,8 @@ def _named(rows: Iterable[Row], root: Path) -> tuple[dict[str, Row], list[dict[s
         try:
             image.encode()
         except UnicodeEncodeError:
-            shown = image.encode("utf-8", "backslashreplace").decode()
             why = "its name is not valid UTF-8: rename it"
-            unreadable.append({"image": shown, "why": why})
+            unreadable.append({"image": printable(image), "why": why})
         else:
             named[image] = row
     return named, unreadable
