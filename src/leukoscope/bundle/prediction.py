@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow.parquet
 
 from leukoscope.bundle.contract import Contract
 from leukoscope.bundle.inference import Answers, Reader
+from leukoscope.data.tree import scan
 from leukoscope.errors import InputError, UnreadableError
-from leukoscope.files import atomic, plain
+from leukoscope.files import atomic, plain, printable
 from leukoscope.imaging.read import IMAGE_SUFFIXES
 from leukoscope.progress import track
 
@@ -30,9 +32,10 @@ def find_images(given: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for item in given:
         path = Path(item)
-        if path.is_dir():
-            found |= dict.fromkeys(_below(path))
-        elif path.exists() or path.is_symlink():
+        # os.path, because pathlib raises on names that are too long.
+        if os.path.isdir(path):  # noqa: PTH112
+            found |= dict.fromkeys(path / file for file in scan(path).files)
+        elif os.path.lexists(path):
             found[path] = None
         else:
             matches = sorted(glob.glob(str(item), recursive=True))  # noqa: PTH207 - absolute too
@@ -52,13 +55,6 @@ def find_images(given: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Images below a folder, sorted; links to folders aren't followed, so circles can't hang."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            yield path
-
-
 def columns(classes: Sequence[str]) -> list[str]:
     """The columns of a prediction file."""
     probabilities = [f"prob_{name}" for name in classes]
@@ -74,13 +70,13 @@ def row(path: Path, answer: Answers | UnreadableError, contract: Contract) -> di
     """
     blank: dict[str, Any] = dict.fromkeys(columns(contract.classes))
     if isinstance(answer, UnreadableError):
-        return blank | {"image": str(path), "flag": "unreadable", "error": answer.message}
+        return blank | {"image": printable(str(path)), "flag": "unreadable", "error": answer.message}
     probs, inside = answer.probs[0], answer.sets[0]
     best = int(probs.argmax())
     novelty = float(answer.novelty[0])
     flag = "novel" if novelty > 1 else "doubtful" if inside.sum() != 1 else ""
     return blank | {
-        "image": str(path),
+        "image": printable(str(path)),
         "predicted": contract.classes[best],
         "confidence": float(probs[best]),
         **{f"prob_{name}": float(p) for name, p in zip(contract.classes, probs, strict=True)},
@@ -154,13 +150,13 @@ def _batches(rows: Rows, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 
 def _csv(path: Path, rows: Rows, schema: pa.Schema) -> None:
-    with pyarrow.csv.CSVWriter(path, schema) as writer:
+    with path.open("wb") as handle, pyarrow.csv.CSVWriter(handle, schema) as writer:
         for batch in _batches(rows, schema):
             writer.write_batch(batch)
 
 
 def _parquet(path: Path, rows: Rows, schema: pa.Schema) -> None:
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+    with path.open("wb") as handle, pyarrow.parquet.ParquetWriter(handle, schema) as writer:
         for batch in _batches(rows, schema):
             writer.write_batch(batch)
 
