@@ -228,6 +228,8 @@ def _without_small(mask: np.ndarray) -> np.ndarray:
     areas = stats[:, cv2.CC_STAT_AREA].astype(float)
     areas[0] = 0
     large = areas >= 0.15 * areas.max()
+    if large[1:].all():
+        return mask
     away = cv2.distanceTransform(1 - large[labels].astype(np.uint8), cv2.DIST_L2, 3)
     close = labels[away <= 0.15 * equivalent_diameter(areas.max())]
     lobe = (np.bincount(close, minlength=count) > 0) & (areas >= 0.05 * areas.max())
