@@ -65,7 +65,8 @@ class Reader:
     def load(cls, folder: Path) -> Reader:
         """A bundle from its folder; InputError where it is incomplete, damaged or tampered with."""
         contract = contracts.read(folder)
-        return cls(contract, contracts.verify_graph(folder, contract))
+        # Its bytes, since ONNX Runtime takes no path that isn't UTF-8.
+        return cls(contract, contracts.verify_graph(folder, contract).read_bytes())
 
     def _check_outputs(self) -> None:
         found = tuple(output.name for output in self.session.get_outputs())

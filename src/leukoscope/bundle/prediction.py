@@ -69,14 +69,14 @@ def row(path: Path, answer: Answers | UnreadableError, contract: Contract) -> di
     `doubtful` (the prediction set isn't a single class), `novel` or `unreadable`.
     """
     blank: dict[str, Any] = dict.fromkeys(columns(contract.classes))
+    blank["image"] = printable(str(path))
     if isinstance(answer, UnreadableError):
-        return blank | {"image": printable(str(path)), "flag": "unreadable", "error": answer.message}
+        return blank | {"flag": "unreadable", "error": answer.message}
     probs, inside = answer.probs[0], answer.sets[0]
     best = int(probs.argmax())
     novelty = float(answer.novelty[0])
     flag = "novel" if novelty > 1 else "doubtful" if inside.sum() != 1 else ""
     return blank | {
-        "image": printable(str(path)),
         "predicted": contract.classes[best],
         "confidence": float(probs[best]),
         **{f"prob_{name}": float(p) for name, p in zip(contract.classes, probs, strict=True)},

@@ -12,7 +12,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,16 +23,15 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from leukoscope import __version__
 from leukoscope.data.datasets import UNKNOWN_LICENCE, datasets
 from leukoscope.data.layouts import Row, detect, is_data_set, parse
-from leukoscope.data.signature import SIDE, colour_moments, phash, thumbnail
+from leukoscope.data.signature import COLOUR_FEATURES, SIDE, colour_moments, phash, thumbnail
+from leukoscope.data.table import read_parquet, write_parquet
 from leukoscope.data.tree import Tree, scan
 from leukoscope.errors import InputError, UnreadableError, some
 from leukoscope.files import (
-    atomic,
     explain_os_errors,
     output_folder,
     printable,
@@ -54,8 +55,7 @@ _SCHEMA = {
     "size": pa.int64(),
     "mtime_ns": pa.int64(),
 }
-_FROM_PIXELS = ("width", "height", "sha256", "phash", "thumbnail", "colour")
-_FACTS = (*_FROM_PIXELS, "size", "mtime_ns")
+_FACTS = ("width", "height", "sha256", "phash", "thumbnail", "colour", "size", "mtime_ns")
 _NUMBERS = ("width", "height", "size", "mtime_ns")
 _KEY = b"leukoscope"
 _MAKE = "Make one with: leukoscope index FOLDER -o cells.parquet"
@@ -274,13 +274,14 @@ def _resume(journal: Path, head: str) -> dict[str, Facts]:
 def _known(out: Path, root: Path) -> dict[str, Facts]:
     """Facts that an earlier index at `out` holds about the same folder."""
     try:
-        metadata = _metadata(pq.read_schema(out))
-        same = metadata.get("format") == FORMAT and metadata.get("side") == SIDE
-        if not same or metadata.get("root") != str(root):
-            return {}
-        columns = pq.read_table(out, columns=["image", *_FACTS]).to_pylist()
-    except (OSError, pa.ArrowException):
+        table = read_parquet(out, "an index", fix="", field="output")
+    except InputError:
         return {}
+    metadata = _metadata(table.schema)
+    now = {"format": FORMAT, "side": SIDE, "root": str(root)}
+    if not now.items() <= metadata.items() or not {"image", *_FACTS} <= set(table.column_names):
+        return {}
+    columns = table.select(["image", *_FACTS]).to_pylist()
     return {c["image"]: c for c in columns if all(c[name] is not None for name in _FACTS)}
 
 
@@ -320,8 +321,7 @@ def save(cells: CellIndex, path: Path) -> None:
         "unreadable": cells.unreadable,
     }
     table = table.cast(pa.schema(fields)).replace_schema_metadata({_KEY: json.dumps(metadata)})
-    with atomic(path) as temporary, temporary.open("wb") as handle:
-        pq.write_table(table, handle, compression="zstd")
+    write_parquet(table, path)
 
 
 def load(path: Path) -> CellIndex:
@@ -333,7 +333,7 @@ def load(path: Path) -> CellIndex:
     such file.
     """
     path = Path(path)
-    table = _read_parquet(path)
+    table = read_parquet(path, "an index", fix=_MAKE, field="cells")
     metadata = _metadata(table.schema)
     if metadata.get("format", FORMAT) > FORMAT:
         raise InputError(f"{path} was made by a newer Leukoscope", fix="Update, or index anew.")
@@ -354,25 +354,22 @@ def load(path: Path) -> CellIndex:
     return cells if _complete(frame) else _completed(cells, path)
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on names that are too long
-        got = "a folder" if os.path.isdir(path) else "nothing there"  # noqa: PTH112
-        raise InputError(f"{path} is no index: {got}", fix=_MAKE, field="cells")
-    try:
-        return pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as problem:
-        why = str(problem).split("\n")[0].split(". ")[0]
-        raise InputError(
-            f"{path} is no index: it is no parquet file ({why})", fix=_MAKE, field="cells"
-        ) from None
-
-
 def _metadata(schema: pa.Schema) -> dict[str, Any]:
+    """What the file says about itself; entries of another type than `save` writes are left out."""
     try:
         found = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    kinds: dict[str, type] = {"format": int, "side": int, "unreadable": list}
+    kept: dict[str, Any] = {
+        key: value for key, value in found.items() if isinstance(value, kinds.get(key, str))
+    }
+    entries = kept.get("unreadable", [])
+    if not all(isinstance(e, dict) and {"image", "why"} <= e.keys() for e in entries):
+        del kept["unreadable"]
+    return kept
 
 
 def _typed(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
@@ -425,10 +422,28 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _complete(frame: pd.DataFrame) -> bool:
-    if not set(_FROM_PIXELS) <= set(frame.columns):
+    """Whether every fact about the pixels is there and is what `examine` gives."""
+    return all(name in frame and frame[name].map(sound).all() for name, sound in _SOUND.items())
+
+
+def _is_hex(value: Any, digits: int) -> bool:
+    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
+
+
+def _is_colour(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != len(COLOUR_FEATURES):
         return False
-    lengths = frame["thumbnail"].map(lambda value: len(value) if isinstance(value, bytes) else 0)
-    return bool((lengths == SIDE * SIDE).all() and frame[list(_FROM_PIXELS)].notna().all(axis=None))
+    return all(isinstance(v, float) and math.isfinite(v) for v in value)
+
+
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    "width": lambda value: isinstance(value, int) and value > 0,
+    "height": lambda value: isinstance(value, int) and value > 0,
+    "sha256": lambda value: _is_hex(value, 64),
+    "phash": lambda value: _is_hex(value, 16),
+    "thumbnail": lambda value: isinstance(value, bytes) and len(value) == SIDE * SIDE,
+    "colour": _is_colour,
+}
 
 
 def _completed(cells: CellIndex, path: Path) -> CellIndex:

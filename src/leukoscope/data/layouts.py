@@ -13,6 +13,7 @@ import inspect
 import io
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -442,6 +443,8 @@ def _mnist_parts(src: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         raise _wrong("bloodmnist", src)
     found = False
     try:
+        if not zipfile.is_zipfile(src):
+            raise ValueError("it is no zip archive")
         with np.load(src, allow_pickle=False) as archive:
             for part in ("train", "val", "test"):
                 if f"{part}_images" not in archive or f"{part}_labels" not in archive:

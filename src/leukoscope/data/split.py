@@ -12,18 +12,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from leukoscope import files
 from leukoscope.data import duplicates
 from leukoscope.data.duplicates import Duplicates
+from leukoscope.data.table import read_parquet, write_parquet
 from leukoscope.errors import InputError, LeakError, UnknownNameError, some
 
 if TYPE_CHECKING:
@@ -310,32 +310,40 @@ def write(split_frame: pd.DataFrame, path: Path) -> None:
         pd.DataFrame({c: split_frame[c].to_numpy() for c in COLUMNS}), preserve_index=False
     )
     metadata = {_METADATA: json.dumps(files.plain(split_frame.attrs)).encode()}
-    with files.atomic(Path(path)) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+    write_parquet(table.replace_schema_metadata(metadata), Path(path))
 
 
 def read(path: Path) -> pd.DataFrame:
     """Read a split; InputError where it is none, UnknownNameError at a role that is none."""
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as problem:
-        raise InputError(
-            f"{path} can't be read as a split: {str(problem).splitlines()[0]}",
-            fix="Write one with: leukoscope split cells.parquet -o split.parquet",
-            field="split",
-        ) from None
-    frame = table.to_pandas(ignore_metadata=True)
-    missing = [column for column in COLUMNS if column not in frame]
+    fix = "Write one with: leukoscope split cells.parquet -o split.parquet"
+    table = read_parquet(Path(path), "a split", fix=fix, field="split")
+    missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
         raise InputError(
             f"{path} lacks the columns {', '.join(missing)}; a split has {', '.join(COLUMNS)}",
-            fix="Write one with: leukoscope split cells.parquet -o split.parquet",
+            fix=fix,
             field="split",
         )
-    frame = frame[list(COLUMNS)]
+    columns = {name: table[name].to_pylist() for name in COLUMNS}
+    for name in ("image", "role"):
+        odd = next((value for value in columns[name] if not isinstance(value, str)), None)
+        if odd is not None or None in columns[name]:
+            raise InputError(
+                f"{path} has {odd!r} in the column {name!r}; allowed: text", fix=fix, field=name
+            )
+    frame = pd.DataFrame(columns)
     _check_values(frame, path)
-    frame.attrs = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
+    frame.attrs = _attributes(table.schema)
     return frame.astype({"image": str, "fold": int, "role": str})
+
+
+def _attributes(schema: pa.Schema) -> dict[Any, Any]:
+    """Seed, ratios, folds and the index's hash, where the file holds them."""
+    try:
+        found = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_values(frame: pd.DataFrame, path: Path | str) -> None:

@@ -1,12 +1,17 @@
-"""The csv file that lists images, read strictly: every fault is named with its line."""
+"""Tables from files, read strictly: the csv that lists images, and any parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from leukoscope.errors import InputError, nearest, some
+from leukoscope.files import atomic
 
 
 def read_table(src: Path) -> tuple[list[int], list[dict[str, str]]]:
@@ -53,3 +58,35 @@ def refuse_lines(src: Path, what: str, lines: list[int]) -> None:
             fix="Correct or remove these rows.",
             field="src",
         )
+
+
+def read_parquet(path: Path, what: str, *, fix: str, field: str) -> pa.Table:
+    """The whole table of a parquet file, verified; InputError saying why it isn't `what`."""
+    # os.path, because pathlib raises on names that are too long.
+    if not os.path.isfile(path):  # noqa: PTH113
+        got = "a folder" if os.path.isdir(path) else "nothing there"  # noqa: PTH112
+        raise InputError(f"{path} can't be read as {what}: {got}", fix=fix, field=field)
+    try:
+        # A handle, since pyarrow takes no path that isn't UTF-8.
+        with Path(path).open("rb") as handle:
+            table = pq.read_table(handle, partitioning=None)
+        table.validate(full=True)
+    except (OSError, pa.ArrowException) as problem:
+        why = str(problem).split("\n")[0].split(". ")[0]
+        raise InputError(
+            f"{path} can't be read as {what}: it is no parquet file ({why})", fix=fix, field=field
+        ) from None
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{path} can't be read as {what}: it has several columns {some(twice)}",
+            fix=fix,
+            field=field,
+        )
+    return table
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a parquet file atomically; InputError where that can't be."""
+    with atomic(path) as temporary, temporary.open("wb") as handle:
+        pq.write_table(table, handle, compression="zstd")
