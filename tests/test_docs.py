@@ -1,0 +1,200 @@
+"""The documentation is true: generated pages are fresh, links resolve, command lines parse."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from typer.exceptions import TyperException
+
+from leukoscope.cli.commands import app
+from leukoscope.data.datasets import datasets
+from leukoscope.data.layouts import layouts
+from leukoscope.evaluate.metrics import PER_CLASS, metrics
+from leukoscope.imaging.augmentation_ops import augmentations
+from leukoscope.imaging.pipeline import transforms
+from leukoscope.recipes import schema
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCS = REPOSITORY / "docs"
+WRITTEN = sorted([*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md")])
+GROUP: Any = typer.main.get_command(app)
+REGISTERED = {
+    "commands.md": list(GROUP.commands),
+    "recipes.md": schema.names(),
+    "layouts.md": list(layouts),
+    "datasets.md": list(datasets),
+    "transforms.md": [*transforms, *augmentations],
+    "metrics.md": [*metrics, *PER_CLASS],
+}
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+@pytest.fixture(scope="module")
+def generate() -> Iterator[Any]:
+    """docs/generate.py as a module."""
+    sys.path.insert(0, str(DOCS))
+    yield importlib.import_module("generate")
+    sys.path.remove(str(DOCS))
+
+
+@pytest.fixture(scope="module")
+def pages(generate: Any) -> dict[str, str]:
+    return generate.pages()
+
+
+def test_generated_pages_are_fresh(pages: dict[str, str]) -> None:
+    on_disk = {name: (DOCS / name).read_text("utf-8") for name in pages if (DOCS / name).is_file()}
+    stale = [name for name, text in pages.items() if on_disk.get(name) != text]
+    gone = {f"recipes/{path.name}" for path in (DOCS / "recipes").glob("*.md")} - set(pages)
+    assert not stale, f"stale: {stale}; run python docs/generate.py"
+    assert not gone, f"pages of no recipe: {sorted(gone)}; run python docs/generate.py"
+
+
+@pytest.mark.parametrize("page", REGISTERED)
+def test_everything_registered_has_its_entry(page: str, pages: dict[str, str]) -> None:
+    lines = pages[page].splitlines()
+    entries = {line.lstrip("# ") for line in lines if line.startswith("##")}
+    entries |= {line.split("|")[1].strip(" `") for line in lines if line.startswith("| ")}
+    entries |= {re.sub(r"\[(.*?)\].*", r"\1", entry) for entry in entries}
+    assert not set(REGISTERED[page]) - entries
+
+
+def test_every_recipe_has_its_page(pages: dict[str, str]) -> None:
+    for name in schema.names():
+        page = pages[f"recipes/{name}.md"]
+        tables = schema.raw(name)
+        for trap in tables.get("traps", []):
+            assert trap.replace("<", "&lt;") in page
+        for arm in schema.arms(tables):
+            assert f"| `{arm}` |" in page
+        for figure in tables.get("published", {}).values():
+            assert all(f"| {metric} |" in page for metric in figure)
+
+
+@pytest.mark.usefixtures("generate")
+def test_comments_of_a_recipe_file() -> None:
+    text = """# about the file
+
+name = "a # b" # behind
+[[step]] # on a table
+size = 1
+# above
+[[step]]
+list = [
+    "x", # within
+]
+"""
+    found = importlib.import_module("generate_recipes").toml_comments(text)
+    assert found == {
+        "": "about the file",
+        "name": "behind",
+        "step[1]": "on a table",
+        "step[2]": "above",
+        "step[2].list": "within",
+    }
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+def _anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=_name)
+def test_relative_links_resolve(path: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", _without_code(path.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        if not there.exists() or (anchor and anchor not in _anchors(there)):
+            broken.append(target)
+    assert not broken
+
+
+# --- command lines --------------------------------------------------------------------------------
+
+
+def calls(text: str) -> Iterator[str]:
+    """Every command line in a fenced or indented block of a page."""
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    indented = [line[4:] for line in rest.splitlines() if line.startswith("    ")]
+    for block in [*fenced, "\n".join(indented)]:
+        for line in block.replace("\\\n", " ").splitlines():
+            if re.match(r"(\$ )?leukoscope\s", line):
+                yield line.removeprefix("$ ")
+
+
+def mentions(text: str) -> Iterator[str]:
+    """Every command line in code within a sentence; a command's name alone is none of these."""
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    yield from (c for c in re.findall(r"`([^`\n]+)`", rest) if re.match(r"leukoscope\s", c))
+
+
+def _parse(line: str, *, call: bool) -> None:
+    """Raise TyperException unless the command line would run, or names a command where no call."""
+    words = shlex.split(line, comments=True)[1:]
+    if words in (["--help"], ["--version"]):
+        return
+    name, *rest = words
+    if name not in GROUP.commands:
+        raise AssertionError(f"no command {name!r}")
+    if rest == ["--help"]:
+        return
+    if rest or call:
+        GROUP.commands[name].make_context(name, rest)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=_name)
+def test_command_lines_parse(path: Path) -> None:
+    wrong = []
+    text = path.read_text("utf-8")
+    lines = [(line, True) for line in calls(text)] + [(line, False) for line in mentions(text)]
+    for line, call in lines:
+        try:
+            _parse(line, call=call)
+        except (TyperException, AssertionError) as problem:
+            wrong.append(f"{line}: {problem}")
+    assert not wrong
+
+
+def test_wrong_command_lines_are_noticed() -> None:
+    block = "```\nleukoscope trian a\nleukoscope split a -o b --sead 1\nleukoscope train\n```\n"
+    text = f"{block}`leukoscope nothing`\n"
+    assert len([*calls(text), *mentions(text)]) == 4
+    for line in [*calls(text), *mentions(text)]:
+        with pytest.raises((TyperException, AssertionError)):
+            _parse(line, call=line in block)
+
+
+def test_every_recipe_named_in_a_command_exists() -> None:
+    for path in WRITTEN:
+        for line in calls(path.read_text("utf-8")):
+            words = shlex.split(line)
+            if words[1] in {"train", "reproduce"}:
+                assert words[2] in {*schema.names(), "RECIPE"}, line
+
+
+def test_readme_has_its_place_for_figures() -> None:
+    text = (REPOSITORY / "README.md").read_text("utf-8")
+    assert text.count("## Measured\n") == 1
+    assert "synthetic data" in re.findall(r"!\[(.*?)\]", text)[0]
