@@ -235,12 +235,12 @@ def _grid(columns: list[list[Geometric | None]], height: int, width: int, images
     n = len(columns[0])
     x = (torch.arange(width, device=images.device) - (width - 1) / 2)[None, None, :]
     y = (torch.arange(height, device=images.device) - (height - 1) / 2)[None, :, None]
-    identity = np.broadcast_to(np.eye(3), (n, 3, 3))
-    matrices, moved = identity, False
+    matrices: np.ndarray | None = None  # affine operations met, but not yet applied to x and y
+    moved = False
     for column in reversed(columns):
         if any(step is not None and step.knots is not None for step in column):
             x, y = _transform(x, y, matrices)
-            matrices = identity
+            matrices = None
             shift = _displacement(column, height, width, images.device)
             if moved:
                 grid = _normalised(x, y, height, width)
@@ -248,13 +248,15 @@ def _grid(columns: list[list[Geometric | None]], height: int, width: int, images
             x, y = x + shift[:, 0], y + shift[:, 1]
         else:
             drawn = np.stack([np.eye(3) if step is None else step.matrix for step in column])
-            matrices = drawn @ matrices
+            matrices = drawn if matrices is None else drawn @ matrices
         moved = True
     return _normalised(*_transform(x, y, matrices), height, width)
 
 
-def _transform(x: Tensor, y: Tensor, matrices: np.ndarray) -> tuple[Tensor, Tensor]:
+def _transform(x: Tensor, y: Tensor, matrices: np.ndarray | None) -> tuple[Tensor, Tensor]:
     """Positions in pixels from the centre, (n or 1, h or 1, w or 1), through matrices (n, 3, 3)."""
+    if matrices is None:
+        return x, y
     m = torch.from_numpy(matrices.astype(np.float32)).to(x.device)[:, :, :, None, None]
     return (
         m[:, 0, 0] * x + (m[:, 0, 1] * y + m[:, 0, 2]),
@@ -264,7 +266,10 @@ def _transform(x: Tensor, y: Tensor, matrices: np.ndarray) -> tuple[Tensor, Tens
 
 def _normalised(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
     """Positions in pixels from the centre as grid_sample takes them (align_corners=False)."""
-    return torch.stack((x * (2 / width), y * (2 / height)), dim=-1)
+    grid = torch.empty(len(x), height, width, 2, device=x.device)
+    torch.mul(x, 2 / width, out=grid[..., 0])
+    torch.mul(y, 2 / height, out=grid[..., 1])
+    return grid
 
 
 def _sample(images: Tensor, grid: Tensor, fill: str) -> Tensor:
