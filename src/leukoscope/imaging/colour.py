@@ -70,6 +70,15 @@ def _median(levels: np.ndarray) -> int:
     return int(np.searchsorted(np.cumsum(np.bincount(levels)), (levels.size + 1) // 2))
 
 
+def opaque(image: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Where uint8 RGB (H, W, 3) is black, every channel under 12 % of the background: bool (H, W).
+
+    Ink, dirt and the field stop let no colour through; a stained nucleus always passes some blue.
+    """
+    red, green, blue = cv2.split(image)
+    return cv2.max(cv2.max(red, green), blue) < 0.12 * float(background.max())
+
+
 def optical_density(image: np.ndarray, background: np.ndarray | None = None) -> np.ndarray:
     """Absorbance per channel, -log10(I / background): float32 (H, W, 3), at least 0.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from leukoscope.imaging.colour import background_colour, grey
+from leukoscope.imaging.colour import background_colour, grey, opaque
 from leukoscope.imaging.enhancement import resized
 from leukoscope.imaging.pipeline import require_rgb
 from leukoscope.imaging.segmentation import nuclear_dye
@@ -37,8 +37,7 @@ def quality(image: np.ndarray) -> dict[str, float]:
     - `background`: luminance of the smear's background, 0..255;
     - `clipped`: share of pixels with every channel at 255;
     - `saturation`: mean HSV saturation of the tenth of the pixels with the most colour, 0..1;
-    - `debris`: share of nearly black pixels (every channel under 12 % of the background), which
-      no dye gives: ink, dirt, the field stop;
+    - `debris`: share of `opaque` pixels, black as no dye is: ink, dirt, the field stop;
     - `dye`: 99.5th percentile of `nuclear_dye`, about .2 without nuclei, .5 and more with.
 
     Raises InputError for another kind of image.
@@ -54,7 +53,7 @@ def quality(image: np.ndarray) -> dict[str, float]:
         "background": float(light @ (0.299, 0.587, 0.114)),
         "clipped": float((small.min(axis=2) == 255).mean()),
         "saturation": float(colour[colour >= np.percentile(colour, 90)].mean()),
-        "debris": float((small.max(axis=2) < 0.12 * light.max()).mean()),
+        "debris": float(opaque(small, light).mean()),
         "dye": float(np.percentile(nuclear_dye(small), 99.5)),
     }
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from leukoscope.errors import UnknownNameError
-from leukoscope.imaging.colour import background_colour, grey, optical_density
+from leukoscope.imaging.colour import background_colour, grey, opaque, optical_density
 from leukoscope.imaging.pipeline import require_rgb, transforms
 
 Method = Literal["nucleus", "otsu", "hsv"]
@@ -115,19 +115,19 @@ def nuclear_dye(image: np.ndarray, background: np.ndarray | None = None) -> np.n
     """How much a pixel of uint8 RGB (H, W, 3) looks like a nucleus: float32 (H, W) in [0, 2].
 
     r + g - 1.25 b of the absorptances 1 - I / background, negative values cut to 0: near 0 for
-    glass, about .2 for red cells, .5 and more for nuclei; 0 for ink and the field stop, which let
-    no colour through where a nucleus always passes some blue. `background` (3,) as in
-    `colour.optical_density`.
+    glass, about .2 for red cells, .5 and more for nuclei; 0 where the image is `opaque`.
+    `background` (3,) as in `colour.optical_density`.
     """
     light = background_colour(image) if background is None else background
     table = np.clip(1 - np.arange(256)[:, None] / light, 0, 1).astype(np.float32)
     absorptance = cv2.LUT(image, table.reshape(1, 256, 3))
     dye = np.maximum(cv2.transform(absorptance, np.array([[1, 1, -1.25]], np.float32)), 0)
-    opaque = (cv2.transform(image, np.full((1, 3), 1 / 3)) < 0.05 * light.mean()).astype(np.uint8)
-    if opaque.mean() > 0.005:
-        # Their blurred rim is grey, which looks like dye.
-        rim = max(1, round(0.01 * max(opaque.shape)))
-        dye[cv2.dilate(opaque, np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)) > 0] = 0
+    black = opaque(image, light)
+    if black.mean() > 0.005:
+        # Its blurred rim is grey, which looks like dye.
+        rim = max(1, round(0.01 * max(black.shape)))
+        kernel = np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)
+        dye[cv2.dilate(black.astype(np.uint8), kernel) > 0] = 0
     return dye
 
 
