@@ -62,7 +62,9 @@ class UnknownNameError(InputError):
         near = nearest(got, names)
         super().__init__(
             f"Unknown {kind} {got!r}; allowed: {', '.join(names) or 'none'}",
-            fix=f"Did you mean {near!r}?" if near else f"Choose one of these {kind}s.",
+            fix=f"Did you mean {near!r}?"
+            if near
+            else f"Choose one of these {kind}{'es' if kind.endswith('s') else 's'}.",
             field=field or kind,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from leukoscope.bundle.contract import Contract
+from leukoscope.errors import InputError
 
 SHOWN = (
     "accuracy",
@@ -25,13 +26,23 @@ SHOWN = (
 
 
 def render(contract: Contract, metrics: Mapping[str, Any]) -> str:
-    """Markdown with the YAML head that model hubs read. metrics: the run's metrics.json."""
+    """Markdown with the YAML head that model hubs read. metrics: the run's metrics.json.
+
+    Raises InputError where the metrics lack what the card states.
+    """
     source = resources.files("leukoscope.bundle").joinpath("templates/card.md").read_text("utf-8")
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
     )  # Markdown, not HTML
     environment.filters["cell"] = _cell
-    return environment.from_string(source).render(c=contract, m=metrics, shown=SHOWN)
+    try:
+        return environment.from_string(source).render(c=contract, m=metrics, shown=SHOWN)
+    except (jinja2.UndefinedError, TypeError, ValueError) as problem:
+        raise InputError(
+            f"The run's metrics.json is damaged: {problem}",
+            fix="Train the run again.",
+            field="run",
+        ) from None
 
 
 def _cell(text: object) -> str:

@@ -19,7 +19,7 @@ OUTPUTS = ("logits", "features", "feature_map", "class_gradient")
 class Part(BaseModel):
     """Plain data with no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Input(Part):

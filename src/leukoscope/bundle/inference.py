@@ -60,6 +60,7 @@ class Reader:
                 field="bundle",
             ) from None
         self._check_outputs()
+        self._rehearse()
 
     @classmethod
     def load(cls, folder: Path) -> Reader:
@@ -77,6 +78,22 @@ class Reader:
                 fix="Export the bundle again.",
                 field="bundle",
             )
+
+    def _rehearse(self) -> None:
+        """Answer for one blank image, so that a contract that doesn't fit its graph fails here."""
+        blank = np.zeros((1, 3, *self.contract.input.size), np.float32)
+        try:
+            found = self.run(blank, ("logits",))[0].shape[1]
+            if found != len(self.contract.classes):
+                raise ValueError(f"{found} logits, {len(self.contract.classes)} classes")
+            self.answer(blank)
+        except Exception as problem:  # noqa: BLE001 - ONNX Runtime's share no class of their own
+            why = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+            raise InputError(
+                f"The contract doesn't fit its graph: {why[:200]}",
+                fix="Export the bundle again.",
+                field="bundle",
+            ) from None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) to float32 (3, h, w): preprocessing chain, then mean and std."""

@@ -377,7 +377,7 @@ def _typed(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
     frame = {}
     absent = [None] * len(next(iter(columns.values()), []))
     for name in _TEXT:
-        values = [_text(value) for value in columns.get(name, absent)]
+        values = [text_of(value) for value in columns.get(name, absent)]
         frame[name] = pd.Series(values, dtype=object)
     for name, values in columns.items():
         if name not in frame:
@@ -387,7 +387,7 @@ def _typed(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
     return pd.DataFrame(frame)
 
 
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
     """A cell as text: null and blank are None, and the patient 7.0 of a float column is 7."""
     if value is None or value != value:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,10 +82,12 @@ def calibrate(
         validation={},
     )
     seen = answers(logits, features, contract)
-    return contract.model_copy(update={"validation": _validation(seen.probs, seen.novelty)})
+    training = table.loc[table["role"] == "train", "label"]
+    expected = _validation(seen.probs, seen.novelty) | {"majority": training.mode()[0]}
+    return contract.model_copy(update={"validation": expected})
 
 
-def _validation(probs: np.ndarray, novelty: np.ndarray) -> dict[str, float | int | None]:
+def _validation(probs: np.ndarray, novelty: np.ndarray) -> dict[str, Any]:
     """What confidence and novelty were on validation: later drift is measured against it."""
     confidence = probs.max(axis=1)
     known = novelty[np.isfinite(novelty)]
@@ -192,7 +195,9 @@ def export(run: Path, out: Path) -> Path:
             fix="Export a run of --protocol clean.",
             field="run",
         )
-    folder = output_folder(out)
+    described = read_json(run / "metrics.json")
+    card.render(contract, described)  # what is wrong with it is said before anything is written
+    folder = _bundle_folder(out)
     graph = classifier_graph(classifier, contract.input.size)
     with atomic(folder / contracts.GRAPH) as temporary:
         temporary.write_bytes(graph)
@@ -201,5 +206,19 @@ def export(run: Path, out: Path) -> Path:
         update={"model": contract.model.model_copy(update={"sha256": digest})}
     )
     write_json(folder / contracts.CONTRACT, contract.model_dump())
-    write_text(folder / "README.md", card.render(contract, read_json(run / "metrics.json")))
+    write_text(folder / "README.md", card.render(contract, described))
+    return folder
+
+
+def _bundle_folder(out: Path) -> Path:
+    """The folder to export to; InputError where a run's model or somebody's README stands there."""
+    folder = output_folder(out)
+    model = (folder / WEIGHTS).exists()
+    foreign = (folder / "README.md").exists() and not (folder / contracts.CONTRACT).exists()
+    if model or foreign:
+        raise InputError(
+            f"{folder} holds {WEIGHTS if model else 'a README.md'}, not a bundle",
+            fix="Choose a new folder with -o.",
+            field="output",
+        )
     return folder

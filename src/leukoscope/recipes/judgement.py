@@ -13,6 +13,7 @@ from leukoscope.bundle.inference import Answers, Reader
 from leukoscope.data import index as indexes
 from leukoscope.data.audit import shortcut_predictions
 from leukoscope.data.index import CellIndex
+from leukoscope.data.table import read_parquet
 from leukoscope.errors import InputError, LeakError, UnknownNameError, some
 from leukoscope.evaluate import intervals, metrics, significance
 from leukoscope.files import read_json
@@ -73,8 +74,7 @@ def evaluate(source: Path, on: Path | None = None) -> dict[str, Any]:
     frame, classes = read_predictions(source)
     result = measure(frame, classes)
     if source.is_dir():
-        stored = read_json(source / "metrics.json")
-        result |= {key: stored[key] for key in ("role", "protocol", "baseline")}
+        result |= _stored(source)
     return result
 
 
@@ -88,12 +88,27 @@ def read_predictions(source: Path) -> tuple[pd.DataFrame, list[str]]:
                 fix="Give a finished run, or a predictions.csv.",
                 field="source",
             )
-        frame = pd.read_parquet(path)
-        frame = frame[frame["role"] == read_json(source / "metrics.json")["role"]]
-        frame = frame.reset_index(drop=True)
+        frame = _read_table(path)
+        if "role" not in frame:
+            raise UnknownNameError("column", "role", list(map(str, frame.columns)))
+        frame = frame[frame["role"] == _stored(source)["role"]].reset_index(drop=True)
     else:
         frame = _read_table(source)
     return frame, _classes(frame)
+
+
+def _stored(run: Path) -> dict[str, Any]:
+    """role, protocol and baseline of a run's metrics.json; InputError where it lacks them."""
+    path, keys = run / "metrics.json", ("role", "protocol", "baseline")
+    stored = read_json(path)
+    whole = isinstance(stored, dict) and stored.keys() >= set(keys)
+    if not whole or not isinstance(stored["role"], str):
+        raise InputError(
+            f"{path} is damaged: it lacks one of {', '.join(keys)}",
+            fix="Train the run again.",
+            field="source",
+        )
+    return {key: stored[key] for key in keys}
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -101,18 +116,24 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise InputError(
             f"Nothing at {path}", fix="Give a run folder or a predictions.csv.", field="source"
         )
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            text = dict.fromkeys(("label", "predicted", "patient", "image"), str)
-            frame = pd.read_csv(path, dtype=text)
-    except (ValueError, OSError) as problem:
-        raise InputError(
-            f"{path} can't be read as a table: {str(problem).splitlines()[0][:200]}",
-            fix="Give a .csv or .parquet with the columns label and predicted.",
-            field="source",
-        ) from None
+    fix = "Give a .csv or .parquet with the columns label and predicted."
+    if path.suffix.lower() == ".parquet":
+        table = read_parquet(path, "predictions", fix=fix, field="source")
+        frame = table.to_pandas(ignore_metadata=True)
+    else:
+        frame = _read_csv(path, fix)
+    for column in ("label", "predicted", "patient", "image"):
+        if column in frame:
+            frame[column] = pd.Series([indexes.text_of(v) for v in frame[column]], dtype=object)
+    for column in frame.columns:
+        if str(column).startswith("prob_"):
+            frame[column] = pd.to_numeric(frame[column], errors="coerce")
+    _check_table(frame, path)
+    return frame
+
+
+def _check_table(frame: pd.DataFrame, path: Path) -> None:
+    """InputError unless every row has a label and a prediction."""
     for column in ("label", "predicted"):
         if column not in frame:
             raise UnknownNameError("column", column, list(map(str, frame.columns)))
@@ -125,6 +146,25 @@ def _read_table(path: Path) -> pd.DataFrame:
             )
     if frame.empty:
         raise InputError(f"{path} holds no rows", fix="Give predictions.", field="source")
+
+
+def _read_csv(path: Path, fix: str) -> pd.DataFrame:
+    text = dict.fromkeys(("label", "predicted", "patient", "image"), str)
+    try:
+        # A class may be called NA; only nothing is nothing.
+        frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    except (ValueError, OSError) as problem:
+        raise InputError(
+            f"{path} can't be read as a table: {str(problem).splitlines()[0][:200]}",
+            fix=fix,
+            field="source",
+        ) from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus values for row names
+        raise InputError(
+            f"{path} has rows with more values than columns",
+            fix="Quote values that contain commas.",
+            field="source",
+        )
     return frame
 
 
@@ -170,8 +210,12 @@ def open_reader(source: Path) -> Reader:
 def _refuse_known(source: Path, index: CellIndex) -> None:
     """LeakError where images of the external set were in the run's own index."""
     path = source / "environment.json"
-    own = Path(read_json(path)["index"]["path"]) if path.is_file() else None
-    if own is None or not own.is_file():
+    stated = read_json(path) if path.is_file() else {}
+    try:
+        own = Path(stated["index"]["path"])
+    except (KeyError, TypeError):
+        return
+    if not own.is_file():
         return
     known = set(indexes.load(own).frame["sha256"])
     shared = index.frame.loc[index.frame["sha256"].isin(known), "image"].tolist()
