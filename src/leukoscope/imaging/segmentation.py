@@ -161,12 +161,21 @@ def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _nuclear_threshold(dye: np.ndarray) -> float | None:
-    """The upper of two thresholds between three classes; None where there is no contrast."""
+    """The upper of two thresholds between three classes; None where there is no contrast.
+
+    Nuclei fill a class evenly: its mean is .6 of its maximum and more. Where it is less, red cells
+    fill the class and the nuclei are too few to count (low magnification, mauve red cells), so
+    that the class is divided again.
+    """
     top = float(dye.max())
     if top < MINIMAL_CONTRAST:
         return None
     levels = (dye * ((LEVELS - 1) / top)).astype(np.uint8)
     _, high = three_class_otsu(levels, LEVELS)
+    upper = levels[levels > high]
+    while upper.mean() < 0.52 * upper.max():
+        high = int(cv2.threshold(upper.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)[0])
+        upper = upper[upper > high]
     return (high + 1) / (LEVELS - 1) * top
 
 
