@@ -232,7 +232,6 @@ def _grid(columns: list[list[Geometric | None]], height: int, width: int, images
     The first operation is the last that a position passes through, so it runs backwards; affine
     operations in a row are multiplied before any position is computed.
     """
-    n = len(columns[0])
     x = (torch.arange(width, device=images.device) - (width - 1) / 2)[None, None, :]
     y = (torch.arange(height, device=images.device) - (height - 1) / 2)[None, :, None]
     matrices: np.ndarray | None = None  # affine operations met, but not yet applied to x and y
