@@ -14,6 +14,7 @@ need and the time grows with n log n:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -225,17 +226,25 @@ def _leaves(
     flat: np.ndarray, views: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One random projection tree: (whole pictures, rows of all views) that end in each leaf."""
-    pending = [(np.arange(0, len(flat), views), np.arange(len(flat)))]
+    # One direction a level for all its nodes: the projections are then one product, and the tree
+    # moves numbers about instead of vectors.
+    depth = max(0, math.ceil(math.log2(len(flat) / views / LEAF)))
+    directions = rng.standard_normal((flat.shape[1], depth), dtype=np.float32)
+    along = np.ascontiguousarray((flat @ directions).T)
+    pending = [(0, np.arange(0, len(flat), views), np.arange(len(flat)))]
     while pending:
-        members, rows = pending.pop()
-        if len(members) <= LEAF:
+        level, members, rows = pending.pop()
+        if level == depth:
             yield members, rows
             continue
-        along = rng.standard_normal(flat.shape[1], dtype=np.float32)
-        order = members[np.argsort(flat[members] @ along, kind="stable")]
+        here = along[level]
+        order = members[np.argsort(here[members], kind="stable")]
         middle = len(order) // 2
-        left = flat[rows] @ along <= flat[order[middle - 1]] @ along
-        pending += [(order[middle:], rows[~left]), (order[:middle], rows[left])]
+        left = here[rows] <= here[order[middle - 1]]
+        pending += [
+            (level + 1, order[middle:], rows[~left]),
+            (level + 1, order[:middle], rows[left]),
+        ]
 
 
 def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) -> np.ndarray:
