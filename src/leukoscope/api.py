@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 from leukoscope.compat import require
 from leukoscope.files import read_json, refuse_overwriting, write_json
 
-DEMO_SETTINGS = ("views.count=4", "training.epochs=8", "training.steps_per_epoch=90")
+# Half the recipe's resolution and fewer views: a demonstration should take a minute or two.
+DEMO_SETTINGS = (
+    "preprocessing=[{step='resize',size=112},{step='adaptive_contrast',clip=1.0,tiles=4}]",
+    "views.count=6",
+    "training.steps_per_epoch=120",
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,7 +220,7 @@ def demo(out: Path, *, say: Callable[[str], None] = lambda _: None) -> dict[str,
     metrics = evaluate(run, out=out / "metrics.json")
     say("6/8 Exporting the bundle")
     bundle = export(run, out / "bundle")
-    say("7/8 Reading the fields' and the smear's cells with it")
+    say("7/8 Reading all its cells with the bundle")
     predict(bundle, [out / "smear" / "images"], out / "predictions.csv")
     say("8/8 Explaining some of them")
     pictures = sorted((out / "smear" / "images").glob("*/*"))[:: 500 // 12]

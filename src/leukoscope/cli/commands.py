@@ -55,7 +55,8 @@ def demo(
         "demo"
     ),
 ) -> None:
-    """The whole way on an embedded synthetic smear: index, audit, train, explain, predict."""
+    """The whole way on an embedded synthetic smear: index, audit, train under both protocols,
+    evaluate, export, predict, explain; prints where the report is."""
     found = api.demo(out, say=show.note)
     show.metrics("Synthetic smear, clean protocol", found["metrics"])
     show.say("These are synthetic images: the figures show that the software works, no more.")
@@ -101,7 +102,7 @@ def recipes(
 @app.command("index")
 def index(
     src: Annotated[Path, typer.Argument(help="A folder of images, a csv, or an npz.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="cells.parquet")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The index to write: cells.parquet")],
     layout: Annotated[str, typer.Option(help="How the folder is laid out; auto finds out.")] = (
         "auto"
     ),
@@ -147,13 +148,15 @@ def audit(
 @app.command("split")
 def split(
     cells: Cells,
-    out: Annotated[Path, typer.Option("-o", "--output", help="split.parquet")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The split to write: split.parquet")],
     ratios: Annotated[str, typer.Option(help="train/validation/test")] = "70/15/15",
     folds: Annotated[int | None, typer.Option(help="K-fold instead of one split.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same split.")] = 0,
 ) -> None:
     """Split by patient and duplicate cluster, stratified by class."""
     made = api.split(cells, out, ratios=ratios, folds=folds, seed=seed)
+    order = {"train": 0, "validation": 1, "test": 2}
+    made = made.sort_values(["fold", "role"], key=lambda c: c.map(order) if c.name == "role" else c)
     counts = made.groupby(["fold", "role"], sort=False).size().reset_index(name="images")
     rows = counts.to_numpy().tolist()
     show.table(str(out), ("fold", "role", "images"), rows)
@@ -165,7 +168,9 @@ def train(
     cells: Cells,
     out: Folder,
     protocol: Annotated[str, typer.Option(help="clean or published.")] = "clean",
-    arm: Annotated[str | None, typer.Option(help="An arm of the recipe.")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="An arm of the recipe; its first where not given.")
+    ] = None,
     weights: Weights = None,
     split: Annotated[Path | None, typer.Option(help="A split.parquet to use.")] = None,
     settings: Settings = None,
@@ -192,7 +197,9 @@ def reproduce(
     cells: Cells,
     out: Folder,
     arms: Annotated[str | None, typer.Option(help="Comma-separated; default all.")] = None,
-    protocols: Annotated[str, typer.Option(help="Comma-separated.")] = "clean,published",
+    protocols: Annotated[
+        str, typer.Option(help="Comma-separated: clean, published.")
+    ] = "clean,published",
     weights: Weights = None,
     settings: Settings = None,
     json: Json = False,
@@ -229,7 +236,9 @@ def reproduce(
 @app.command("evaluate")
 def evaluate(
     source: Annotated[Path, typer.Argument(help="A run, a bundle, or a predictions.csv.")],
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="metrics.json")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write metrics.json here.")
+    ] = None,
     on: Annotated[Path | None, typer.Option(help="Another index: the external test.")] = None,
     json: Json = False,
 ) -> None:
@@ -244,7 +253,9 @@ def evaluate(
 @app.command("compare")
 def compare(
     sources: Annotated[list[Path], typer.Argument(help="Two or more runs or prediction files.")],
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="comparison.json")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write comparison.json here.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Paired tests and differences with intervals on the same images."""
@@ -287,7 +298,9 @@ def export(
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle made by `leukoscope export`.")],
     paths: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help=".csv, .parquet or .ndjson")],
+    out: Annotated[
+        Path, typer.Option("-o", "--output", help="The table to write: .csv, .parquet or .ndjson")
+    ],
     json: Json = False,
 ) -> None:
     """Read images with a bundle: one row an image, with doubt said plainly."""
