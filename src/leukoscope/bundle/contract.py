@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from leukoscope.errors import InputError
 from leukoscope.files import read_json, sha256_of
@@ -59,12 +67,52 @@ class Origin(Part):
     weights: dict[str, Any]
 
 
+class Dense(Part):
+    """A fully connected layer."""
+
+    layer: Literal["dense"]
+    units: Annotated[int, Field(ge=1, le=65536)]
+
+
+class Dropout(Part):
+    """Zeroes a share p of its inputs in training."""
+
+    layer: Literal["dropout"]
+    p: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Relu(Part):
+    """max(0, x)."""
+
+    layer: Literal["relu"]
+
+
+_layer: TypeAdapter[Any] = TypeAdapter(
+    Annotated[Dense | Dropout | Relu, Field(discriminator="layer")]
+)
+
+
+def _checked_head(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for place, layer in enumerate(layers, start=1):
+        try:
+            _layer.validate_python(layer)
+        except ValidationError as problem:
+            error = problem.errors()[0]
+            where = " ".join(map(str, error["loc"]))
+            raise ValueError(f"layer {place}: {where} {error['msg']}") from None
+    return layers
+
+
+Head = Annotated[list[dict[str, Any]], AfterValidator(_checked_head)]
+"""A head's layers before the last dense one, as plain data: dense, dropout and relu."""
+
+
 class Model(Part):
     """The network behind the graph, enough to build it again in torch."""
 
     architecture: str
     arguments: dict[str, Any] = {}
-    head: list[dict[str, Any]]
+    head: Head
     precision: Literal["fp32", "int8"] = "fp32"
     sha256: str = ""
 

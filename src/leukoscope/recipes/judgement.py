@@ -116,18 +116,39 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise InputError(
             f"Nothing at {path}", fix="Give a run folder or a predictions.csv.", field="source"
         )
+    fix = "Give a .csv or .parquet with the columns label and predicted."
+    if path.suffix.lower() == ".parquet":
+        table = read_parquet(path, "predictions", fix=fix, field="source")
+        frame = table.to_pandas(ignore_metadata=True)
+    else:
+        frame = _read_csv(path, fix)
+    for column in ("label", "predicted", "patient", "image"):
+        if column in frame:
+            frame[column] = pd.Series([indexes.text_of(v) for v in frame[column]], dtype=object)
+    for column in frame.columns:
+        if str(column).startswith("prob_"):
+            frame[column] = pd.to_numeric(frame[column], errors="coerce")
+    _refuse_gaps(frame, path)
+    return frame
+
+
+def _read_csv(path: Path, fix: str) -> pd.DataFrame:
     text = dict.fromkeys(("label", "predicted", "patient", "image"), str)
     try:
-        frame = (
-            pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=text)
-        )
+        # A class may be called NA; only nothing is nothing.
+        frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     except (ValueError, OSError) as problem:
         raise InputError(
             f"{path} can't be read as a table: {str(problem).splitlines()[0][:200]}",
-            fix="Give a .csv or .parquet with the columns label and predicted.",
+            fix=fix,
             field="source",
         ) from None
-    _refuse_gaps(frame, path)
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus values for row names
+        raise InputError(
+            f"{path} has rows with more values than columns",
+            fix="Quote values that contain commas.",
+            field="source",
+        )
     return frame
 
 

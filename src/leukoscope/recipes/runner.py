@@ -13,6 +13,7 @@ from leukoscope.data import split as splits
 from leukoscope.data.audit import audit
 from leukoscope.data.index import CellIndex
 from leukoscope.data.index import load as load_index
+from leukoscope.errors import UnknownNameError
 from leukoscope.files import output_folder
 from leukoscope.imaging.augmentation import check as check_augmentation
 from leukoscope.models import weights as model_weights
@@ -21,7 +22,7 @@ from leukoscope.models.classifier import Classifier, build
 from leukoscope.models.weights import Weights
 from leukoscope.recipes import deploy, records
 from leukoscope.recipes.protocols import image_split, sample_table, scored_role
-from leukoscope.recipes.schema import Protocol, Recipe, resolve
+from leukoscope.recipes.schema import PROTOCOLS, Protocol, Recipe, resolve
 from leukoscope.train.loop import Part, Settings, fit, outputs
 from leukoscope.train.samples import Samples, feature_samples, pixel_samples
 from leukoscope.train.views import ImageFile, ViewSettings
@@ -47,6 +48,8 @@ def train(
     something can't work, LeakError where the clean protocol meets a leaking split.
     """
     began = time.time()
+    if protocol not in PROTOCOLS:
+        raise UnknownNameError("protocol", protocol, PROTOCOLS)
     plan = resolve(recipe, arm=arm, settings=settings)
     check_augmentation(plan.augmentation)
     start = starting_weights(plan, weights)

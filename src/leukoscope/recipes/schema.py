@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leukoscope.bundle.contract import Head
 from leukoscope.data.split import ratios as parse_ratios
 from leukoscope.errors import InputError, UnknownNameError, nearest
 from leukoscope.files import to_json
@@ -19,13 +20,14 @@ Protocol = Literal["clean", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Table(BaseModel):
     """A TOML table with no unknown keys, unchangeable once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Paper(Table):
@@ -47,7 +49,7 @@ class Split(Table):
 class Views(Table):
     """Augmented copies made in advance: `count` views an image, the first the image itself."""
 
-    count: Count = 1
+    count: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class Model(Table):
@@ -56,7 +58,7 @@ class Model(Table):
     backbone: str
     weights: Literal["auto", "none"] = "auto"
     frozen: bool = False
-    head: list[dict[str, Any]] = []
+    head: Head = []
 
 
 class Training(Table):
@@ -64,11 +66,11 @@ class Training(Table):
 
     optimizer: Literal["adam"] = "adam"
     learning_rate: Positive
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     epsilon: Positive = 1e-8
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[int, Field(ge=2, le=65536)]
     epochs: Count
-    steps_per_epoch: Annotated[int, Field(ge=0)] = 0
+    steps_per_epoch: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     patience: Count
     mixed_precision: bool = False
 
@@ -144,16 +146,29 @@ def resolve(name: str, *, arm: str | None = None, settings: Sequence[str] = ()) 
     Raises InputError naming the key, what was got, what is allowed and the nearest match.
     """
     tables = raw(name)
+    _refuse_values(tables, ("arms", "published"))
     tables.pop("protocol", None)  # a run's recipe.toml states these two; it is a recipe as well
     arm = arm or tables.pop("arm", None) or arms(tables)[0]
-    if arm not in arms(tables):
-        raise UnknownNameError("arm", arm, arms(tables))
+    if not isinstance(arm, str) or arm not in arms(tables):
+        raise UnknownNameError("arm", str(arm), arms(tables))
     overrides = tables.pop("arms", {}).get(arm, {})
     published = tables.pop("published", {}).get(arm, {})
     tables = _merge(tables, overrides) | {"arm": arm, "published": published}
     for setting in settings:
         _set(tables, setting)
     return validate(tables)
+
+
+def _refuse_values(tables: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """InputError unless each of these keys, where it is there, is a table of tables."""
+    for key in keys:
+        value = tables.get(key, {})
+        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+            raise InputError(
+                f"Recipe key {key!r} is {value!r}; allowed: a table an arm",
+                fix=f"Write [{key}.NAME] above the arm's settings.",
+                field=key,
+            )
 
 
 def validate(tables: Mapping[str, Any]) -> Recipe:
@@ -225,6 +240,13 @@ def _set(tables: dict[str, Any], setting: str) -> None:
     target = tables
     for parent in parents:
         target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise InputError(
+                f"Recipe key {parent!r} is {target!r}; it must be a table before "
+                f"{matches[0]!r} can be set",
+                fix="Correct it in the recipe or in --set.",
+                field=parent,
+            )
     target[last] = _value(text.strip())
 
 
