@@ -170,16 +170,16 @@ def recipes(name: str | None = None) -> list[dict[str, Any]]:
 
     found = []
     for each in [name] if name else schema.names():
-        tables = schema.raw(each)
+        plan = schema.resolve(each)
         found.append(
             {
-                "name": tables["name"],
-                "title": tables["title"],
-                "paper": tables["paper"]["citation"],
-                "arms": schema.arms(tables),
+                "name": plan.name,
+                "title": plan.title,
+                "paper": plan.paper.citation,
+                "arms": schema.arms(schema.raw(each)),
                 "protocols": list(schema.PROTOCOLS),
-                "summary": tables["summary"],
-                "traps": tables.get("traps", []),
+                "summary": plan.summary,
+                "traps": plan.traps,
                 "settings": schema.paths(),
                 "text": schema.text(each),
             }

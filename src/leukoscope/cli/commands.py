@@ -206,7 +206,7 @@ def reproduce(
 ) -> None:
     """Every arm under every protocol in one table beside the published figures."""
     found = api.reproduce(
-        recipe, cells, out, arms=arms.split(",") if arms else None,
+        recipe, cells, out, arms=None if arms is None else arms.split(","),
         protocols=protocols.split(","), weights=weights, settings=settings or (),
     )  # fmt: skip
     if json:

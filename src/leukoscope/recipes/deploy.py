@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 import leukoscope
@@ -138,7 +139,7 @@ def save_model(classifier: Classifier, contract: Contract, folder: Path) -> None
     output_folder(folder)
     tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
     with atomic(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(serialise(tensors))
     stated = contract.model.model_copy(update={"sha256": sha256_of(folder / WEIGHTS)})
     write_json(folder / contracts.CONTRACT,
                contract.model_copy(update={"model": stated}).model_dump())  # fmt: skip

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import tomli_w
 import torch
 
 import leukoscope
 from leukoscope.bundle.contract import Contract
 from leukoscope.data.index import CellIndex
+from leukoscope.data.table import write_parquet
 from leukoscope.errors import InputError, some
 from leukoscope.evaluate.calibration import softmax
-from leukoscope.files import atomic, plain, sha256_of, write_json, write_text
+from leukoscope.files import plain, sha256_of, write_json, write_text
 from leukoscope.models.weights import Weights
 from leukoscope.recipes.deploy import Outputs
 from leukoscope.recipes.judgement import baseline, measure
@@ -46,7 +48,7 @@ def claim(out: Path, plan: Recipe, protocol: Protocol, resume: bool) -> Path:
                 fix="Go on with --resume, or choose another folder with -o.",
                 field="output",
             )
-        if path.read_text(encoding="utf-8") != text:
+        if path.read_bytes() != text.encode():
             raise InputError(
                 f"The run in {out} was started with another recipe, arm, protocol or setting",
                 fix="Resume with the same ones, or choose another folder with -o.",
@@ -82,6 +84,8 @@ def choose_device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if torch.device(wanted).type not in {"cpu", "cuda"}:
+            raise RuntimeError
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError):
         raise InputError(
@@ -108,8 +112,7 @@ def keep_split(
             *findings["summary"],
         ]
         roles = table[["image", "view", "role"]].assign(fold=0)
-    with atomic(run / "split.parquet") as temporary:
-        roles.to_parquet(temporary, index=False)
+    write_parquet(pa.Table.from_pandas(roles, preserve_index=False), run / "split.parquet")
     write_json(run / "audit.json", findings)
 
 
@@ -151,8 +154,7 @@ def judge(
     protocol: Protocol,
 ) -> None:
     """Write predictions.parquet and metrics.json; the trivial baselines stand beside."""
-    with atomic(run / "predictions.parquet") as temporary:
-        frame.to_parquet(temporary, index=False)
+    write_parquet(pa.Table.from_pandas(frame, preserve_index=False), run / "predictions.parquet")
     part = frame[frame["role"] == role]
     result = {"role": role, "protocol": protocol, **measure(part, classes)}
     result["baseline"] = baseline(index, roles, role)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from leukoscope.errors import InputError
@@ -42,7 +42,8 @@ def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state:
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     metadata = {"progress": json.dumps(asdict(state)), "digest": _digest(tensors)}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        # Its own save_file reports a full disk as an error without a number.
+        temporary.write_bytes(serialise(tensors, metadata))
 
 
 def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
@@ -54,12 +55,15 @@ def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None)
         if metadata.get("digest") != _digest(tensors):
             raise InputError(f"Checkpoint {path.name} is damaged: its digest doesn't match")
         state = Progress(**json.loads(metadata["progress"]))
-    except (OSError, SafetensorError, KeyError, ValueError) as problem:
-        raise InputError(f"Checkpoint {path.name} can't be read: {problem}") from None
-    prefix = "model."
-    module.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    )
+        prefix = "model."
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+        why = str(problem).splitlines()[-1].strip()
+        raise InputError(
+            f"Checkpoint {path.name} can't be read: {why[:200]}", fix="Train the run again."
+        ) from None
     if optimizer is not None:
         _load_optimizer(optimizer, tensors)
     return state

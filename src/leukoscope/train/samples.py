@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from leukoscope.files import explain_os_errors
 from leukoscope.models.classifier import Classifier, Pooled
 from leukoscope.models.graph import session_of, to_onnx
 from leukoscope.models.weights import Weights
@@ -109,11 +110,13 @@ def feature_samples(
     fill(files.values(), lambda f: wanted[f.sha256], settings, cache, extract, "Features")
     hashes = [files[image].sha256 for image in table["image"]]
     first = get(cache, hashes[0], int(table["view"].iloc[0]))
-    # Unlinked at once, so that a killed run leaves nothing behind.
-    with tempfile.TemporaryFile(dir=cache.root) as scratch:
-        features = np.memmap(scratch, dtype=np.float32, mode="w+", shape=(len(table), len(first)))
-    for row, (sha256, view) in enumerate(zip(hashes, table["view"], strict=True)):
-        features[row] = get(cache, sha256, int(view))
+    # Unlinked at once, so that a killed run leaves nothing behind; written, not mapped, since
+    # where a disk is full writing to a mapping kills the process.
+    with explain_os_errors(cache.root), tempfile.TemporaryFile(dir=cache.root) as scratch:
+        for sha256, view in zip(hashes, table["view"], strict=True):
+            scratch.write(np.asarray(get(cache, sha256, int(view)), np.float32).tobytes())
+        scratch.flush()
+        features = np.memmap(scratch, dtype=np.float32, mode="r", shape=(len(table), len(first)))
     return FeatureSamples(features, _size(files, settings))
 
 
