@@ -127,7 +127,7 @@ def print_remark(remark: str) -> None:
     """Say something that isn't an error, on stderr."""
     from rich.console import Console
 
-    Console(stderr=True).print(remark, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(remark, highlight=False, markup=False)
 
 
 def _epoch(
