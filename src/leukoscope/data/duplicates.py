@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 CROP = 0.9  # share of each side that a cropped copy keeps
 BLACK, WHITE = 51, 208  # grey levels beyond which a change by a fifth may saturate
 COARSE, FINE = 8, 12  # frequencies a side for candidates and for orientation
-LEAF, TREES = 512, 6  # pictures a leaf of the forest, trees
-MOST_A_LEAF = 8  # candidates that a leaf may bring for a picture
+LEAF, TREES = 400, 6  # pictures a leaf of the forest, trees
+MOST_A_LEAF = 4  # candidates that a leaf may bring for a picture
 MOST_ASKED, MOST_COMPARED = 32, 6  # candidates a picture that reach steps 2 and 3
 CANDIDATE, ORIENTED, DETAIL = 0.955, 0.9, 0.87  # least correlations that pass the three steps
 SHIFT = 4  # thumbnail pixels
 FLAT = 2.0  # standard deviation in grey levels below which there is no picture to compare
-_ROWS = 16_384  # rows of one matrix product
+_ROWS = 2048  # of one matrix product, so that it stays near the processor
 _STEPS = 100_000  # similarity in whole numbers; 1e-5 is far below what parts two pictures
 
 
@@ -228,40 +228,43 @@ def _leaves(
     """One random projection tree: (whole pictures, rows of all views) that end in each leaf."""
     # One direction a level for all its nodes: the projections are then one product, and the tree
     # moves numbers about instead of vectors.
-    depth = max(0, math.ceil(math.log2(len(flat) / views / LEAF)))
+    leaves = math.ceil(len(flat) / views / LEAF)
+    depth = math.ceil(math.log2(leaves))
     directions = rng.standard_normal((flat.shape[1], depth), dtype=np.float32)
     along = np.ascontiguousarray((flat @ directions).T)
-    pending = [(0, np.arange(0, len(flat), views), np.arange(len(flat)))]
+    pending = [(leaves, 0, np.arange(0, len(flat), views), np.arange(len(flat)))]
     while pending:
-        level, members, rows = pending.pop()
-        if level == depth:
+        leaves, level, members, rows = pending.pop()
+        if leaves == 1:
             yield members, rows
             continue
         here = along[level]
         order = members[np.argsort(here[members], kind="stable")]
-        middle = len(order) // 2
-        left = here[rows] <= here[order[middle - 1]]
+        # Leaves of equal size, also where their number is no power of two.
+        cut = len(order) * (leaves // 2) // leaves
+        left = here[rows] <= here[order[cut - 1]]
         pending += [
-            (level + 1, order[middle:], rows[~left]),
-            (level + 1, order[:middle], rows[left]),
+            (leaves - leaves // 2, level + 1, order[cut:], rows[~left]),
+            (leaves // 2, level + 1, order[:cut], rows[left]),
         ]
 
 
 def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Rows (one, other, code) of a leaf's most similar pairs; the code is their similarity in
     _STEPS, times `views`, plus the view: one comparison then ranks both."""
-    codes = (flat[rows] @ flat[members].T * _STEPS).astype(np.int32)
+    codes = (flat[rows] @ (flat[members].T * np.float32(_STEPS))).astype(np.int32)
     codes *= views
     codes += (rows % views).astype(np.int32)[:, None]
     one, start = np.unique(rows // views, return_index=True)  # `rows` is in ascending order
     codes = np.maximum.reduceat(codes, start, axis=0)
     other = members // views
     codes[one[:, None] == other] = 0
-    most = min(MOST_A_LEAF, len(other))
-    kept = np.argpartition(-codes, most - 1, axis=1)[:, :most]
-    codes = np.take_along_axis(codes, kept, axis=1)
-    row, column = np.nonzero(codes >= CANDIDATE * _STEPS * views)
-    return np.stack([one[row], other[kept[row, column]], codes[row, column]], axis=1)
+    least = math.ceil(CANDIDATE * _STEPS * views)
+    crowded = np.flatnonzero(np.count_nonzero(codes >= least, axis=1) > MOST_A_LEAF)
+    dropped = np.argpartition(codes[crowded], -MOST_A_LEAF, axis=1)[:, :-MOST_A_LEAF]
+    codes[crowded[:, None], dropped] = 0
+    row, column = np.nonzero(codes >= least)
+    return np.stack([one[row], other[column], codes[row, column]], axis=1)
 
 
 def _orientations(views: np.ndarray, asked: np.ndarray) -> pd.DataFrame:
