@@ -418,7 +418,8 @@ def check(
     across = crossing(cells, split_frame, found or duplicates.find(cells))
     faults = []
     if across.patients:
-        faults.append(f"{len(across.patients)} patients ({some(across.patients)})")
+        named = some([_sides(cells, split_frame, patient) for patient in across.patients], 3)
+        faults.append(f"{len(across.patients)} patients ({named})")
     if across.groups:
         named = some([" = ".join(group[:4]) for group in across.groups])
         faults.append(f"{len(across.groups)} groups of duplicate images ({named})")
@@ -428,6 +429,14 @@ def check(
             fix="Write a clean one with: leukoscope split cells.parquet -o split.parquet",
             field="split",
         )
+
+
+def _sides(cells: CellIndex, split_frame: pd.DataFrame, patient: str) -> str:
+    """`P01: a.jpg in train, b.jpg in test`: an image of the patient on each side."""
+    own = cells.frame.loc[cells.frame["patient"] == patient, "image"]
+    rows = split_frame[split_frame["image"].isin(own)].drop_duplicates("role")
+    sides = [f"{image} in {role}" for image, role in zip(rows["image"], rows["role"], strict=True)]
+    return f"{patient}: {', '.join(sides)}"
 
 
 def left_out(cells: CellIndex, split_frame: pd.DataFrame) -> list[str]:
