@@ -155,6 +155,32 @@ def explain(source: Path, images: Sequence[str | Path], out: Path) -> list[dict[
     return explanations.explain(Path(source), images, Path(out))
 
 
+def segment(
+    images: Sequence[str | Path], out: Path, *, method: Any = "nucleus", polarity: Any = "dark"
+) -> dict[str, Any]:
+    """Nucleus masks as 0/255 PNG of each image's size and stem; see data.derived.segment."""
+    from leukoscope.data import derived
+
+    return derived.segment(images, Path(out), method=method, polarity=polarity)
+
+
+def crop(fields: Sequence[str | Path], out: Path, *, margin: float = 0.1) -> dict[str, Any]:
+    """White cells of fields of view as square crops, and cells.csv; see data.derived.crop."""
+    from leukoscope.data import derived
+
+    return derived.crop(fields, Path(out), margin=margin)
+
+
+def preview(
+    images: Sequence[str | Path], recipe: str, out: Path, *, settings: Sequence[str] = ()
+) -> list[Path]:
+    """A picture of every step and of sample views; see recipes.preview.preview."""
+    require("torch", "train")
+    from leukoscope.recipes import preview as previews
+
+    return previews.preview(images, recipe, Path(out), settings=settings)
+
+
 def datasets() -> list[dict[str, Any]]:
     """The data sets that are known, with licence, citation and how to get them."""
     from dataclasses import asdict

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,44 +13,12 @@ import pyarrow.parquet
 
 from leukoscope.bundle.contract import Contract
 from leukoscope.bundle.inference import Answers, Reader
-from leukoscope.data.tree import scan
+from leukoscope.data.tree import find_images
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.files import atomic, plain, printable
-from leukoscope.imaging.read import IMAGE_SUFFIXES
 from leukoscope.progress import track
 
 ROWS = 512  # rows held before they are written
-
-
-def find_images(given: Sequence[str | Path]) -> list[Path]:
-    """The files behind paths, folders (all images below them) and globs, sorted, each once.
-
-    A file named itself is taken whatever its suffix. Raises InputError where nothing is found.
-    """
-    found: dict[Path, None] = {}
-    for item in given:
-        path = Path(item)
-        # os.path, because pathlib raises on names that are too long.
-        if os.path.isdir(path):  # noqa: PTH112
-            found |= dict.fromkeys(path / file for file in scan(path).files)
-        elif os.path.lexists(path):
-            found[path] = None
-        else:
-            matches = sorted(glob.glob(str(item), recursive=True))  # noqa: PTH207 - absolute too
-            if not matches:
-                raise InputError(
-                    f"Nothing at {str(item)!r}: no file, folder or match",
-                    fix="Give images, folders of images, or a glob such as 'smear/*.jpg'.",
-                    field="path",
-                )
-            found |= dict.fromkeys(find_images(matches)) if matches != [str(item)] else {}
-    if not found:
-        raise InputError(
-            f"No images in {', '.join(map(str, given)) or 'nothing'}",
-            fix=f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}.",
-            field="path",
-        )
-    return list(found)
 
 
 def columns(classes: Sequence[str]) -> list[str]:

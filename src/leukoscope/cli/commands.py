@@ -125,10 +125,7 @@ def index(
     show.table(f"{out}: layout {found.layout}", ("class", "images"), list(counts.items()))
     patients = summary["patients"] or "unknown"
     show.say(f"{summary['images']} images, patients: {patients}")
-    for bad in found.unreadable[:10]:
-        show.say(f"Unreadable: {bad['image']}: {bad['why']}")
-    if len(found.unreadable) > 10:
-        show.say(f"… and {len(found.unreadable) - 10} more unreadable files")
+    show.unreadable(found.unreadable)
 
 
 @app.command("audit")
@@ -272,6 +269,49 @@ def compare(
     columns = ("a", "b", "accuracy of a minus b", "only a right", "only b right",
                "McNemar exact p", "permutation p")  # fmt: skip
     show.table("Comparison", columns, rows)
+
+
+@app.command("preview")
+def preview(
+    images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or an own .toml file.")],
+    out: Folder,
+    settings: Settings = None,
+) -> None:
+    """A picture of every preprocessing step and of sample augmentations."""
+    made = api.preview(images, recipe, out, settings=settings or ())
+    show.say(f"{len(made)} pictures in {out}")
+
+
+@app.command("segment")
+def segment(
+    images: Annotated[list[str], typer.Argument(help="A folder of images, or images and globs.")],
+    out: Folder,
+    method: Annotated[
+        str, typer.Option(help="nucleus (the best here), or the papers' otsu and hsv.")
+    ] = "nucleus",
+    polarity: Annotated[
+        str, typer.Option(help="Which side of Otsu's threshold is the nucleus: dark or bright.")
+    ] = "dark",
+) -> None:
+    """Nucleus masks: 0/255 PNG of each image's size and stem."""
+    found = api.segment(images, out, method=method, polarity=polarity)
+    show.say(f"{found['masks']} masks in {out}")
+    show.unreadable(found["unreadable"])
+
+
+@app.command("crop")
+def crop(
+    fields: Annotated[list[str], typer.Argument(help="Fields of view: folders, images or globs.")],
+    out: Folder,
+    margin: Annotated[
+        float, typer.Option(help="What a crop adds around the cell, as a share of its size.")
+    ] = 0.1,
+) -> None:
+    """Find the white cells in fields of view: one square crop each, and cells.csv."""
+    found = api.crop(fields, out, margin=margin)
+    show.say(f"{found['cells']} cells in {found['fields']} fields: {out}")
+    show.unreadable(found["unreadable"])
 
 
 @app.command("explain")

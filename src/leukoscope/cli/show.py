@@ -30,6 +30,14 @@ def say(text: str) -> None:
     _out.print(text, markup=False)
 
 
+def unreadable(files: Sequence[Mapping[str, str]], most: int = 10) -> None:
+    """Which files couldn't be read, and why."""
+    for bad in files[:most]:
+        say(f"Unreadable: {bad['image']}: {bad['why']}")
+    if len(files) > most:
+        say(f"… and {len(files) - most} more unreadable files")
+
+
 def json(value: Any) -> None:
     """JSON on stdout, unwrapped and uncoloured."""
     print(to_json(value))

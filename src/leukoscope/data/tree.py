@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -41,6 +42,37 @@ def scan(src: Path) -> Tree:
             folders.update(key(part) for part in folder.relative_to(src).parts)
             files += [(folder / name).relative_to(src) for name in names]
     return Tree(src, tuple(sorted(files)), frozenset(folders))
+
+
+def find_images(given: Sequence[str | Path]) -> list[Path]:
+    """The files behind paths, folders (all images below them) and globs, sorted, each once.
+
+    A file named itself is taken whatever its suffix. Raises InputError where nothing is found.
+    """
+    found: dict[Path, None] = {}
+    for item in given:
+        path = Path(item)
+        # os.path, because pathlib raises on names that are too long.
+        if os.path.isdir(path):  # noqa: PTH112
+            found |= dict.fromkeys(path / file for file in scan(path).files)
+        elif os.path.lexists(path):
+            found[path] = None
+        else:
+            matches = sorted(glob.glob(str(item), recursive=True))  # noqa: PTH207 - absolute too
+            if not matches:
+                raise InputError(
+                    f"Nothing at {str(item)!r}: no file, folder or match",
+                    fix="Give images, folders of images, or a glob such as 'smear/*.jpg'.",
+                    field="path",
+                )
+            found |= dict.fromkeys(find_images(matches)) if matches != [str(item)] else {}
+    if not found:
+        raise InputError(
+            f"No images in {', '.join(map(str, given)) or 'nothing'}",
+            fix=f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}.",
+            field="path",
+        )
+    return list(found)
 
 
 def _walk(src: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
-from leukoscope.bundle.prediction import find_images
+from leukoscope.data.derived import write_png
+from leukoscope.data.tree import find_images
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.explain.gradcam import heat_map, overlay
-from leukoscope.files import atomic, output_folder, write_json
+from leukoscope.files import output_folder, write_json
 from leukoscope.imaging.read import read_image
 from leukoscope.progress import track
 from leukoscope.recipes.judgement import open_reader
@@ -41,8 +39,7 @@ def explain(source: Path, images: Sequence[str | Path], out: Path) -> list[dict[
         best = int(probs.argmax())
         name = f"{number:04d}-{path.stem[:60]}.png"
         picture = overlay(image, heat_map(feature_map[0], gradient[0, best]))
-        with atomic(out / name) as temporary:
-            temporary.write_bytes(np.asarray(cv2.imencode(".png", picture[..., ::-1])[1]).tobytes())
+        write_png(out / name, picture[..., ::-1])
         found.append(
             {
                 "image": str(path),

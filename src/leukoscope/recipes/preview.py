@@ -1,0 +1,67 @@
+"""`preview`: a picture of every preprocessing step and of some views of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from leukoscope.data.derived import write_png
+from leukoscope.data.tree import find_images
+from leukoscope.files import output_folder, sha256_of
+from leukoscope.imaging.pipeline import apply
+from leukoscope.imaging.read import read_image
+from leukoscope.progress import track
+from leukoscope.recipes.schema import resolve
+from leukoscope.train.views import ViewSettings, augmented
+
+SIDE, GAP, TEXT = 224, 8, 22
+COLUMNS = 6
+
+
+def preview(
+    images: Sequence[str | Path], recipe: str, out: Path, *, settings: Sequence[str] = ()
+) -> list[Path]:
+    """Write one contact sheet an image: as it is, after each step, then its first views.
+
+    Raises InputError for an unknown recipe or setting, UnreadableError for a bad file.
+    """
+    plan = resolve(recipe, settings=settings)
+    count = min(plan.views.count, 2 * COLUMNS + 1)
+    views = ViewSettings(plan.preprocessing, plan.augmentation, count, plan.seed)
+    output_folder(out)
+    written = []
+    for number, path in enumerate(track(find_images(images), "Previews")):
+        image = read_image(path)
+        tiles = [("original", image)]
+        for place, step in enumerate(plan.preprocessing, start=1):
+            image = apply(image, [step])
+            tiles.append((f"{place} {step['step']}", image))
+        made: Sequence[np.ndarray] = ()
+        if count > 1:
+            made = list(augmented(image, sha256_of(path), views))
+        tiles += [(f"view {k}", view) for k, view in enumerate(made, start=1)]
+        target = out / f"{number:04d}-{path.stem[:60]}.png"
+        write_png(target, _sheet(tiles)[..., ::-1])
+        written.append(target)
+    return written
+
+
+def _sheet(tiles: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Tiles in rows of COLUMNS, each with its name below, on white."""
+    rows = -(-len(tiles) // COLUMNS)
+    height, width = SIDE + TEXT + GAP, SIDE + GAP
+    sheet = np.full((rows * height + GAP, COLUMNS * width + GAP, 3), 255, np.uint8)
+    for place, (name, image) in enumerate(tiles):
+        top, left = GAP + place // COLUMNS * height, GAP + place % COLUMNS * width
+        scale = SIDE / max(image.shape[:2])
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        sheet[top : top + small.shape[0], left : left + small.shape[1]] = small
+        cv2.putText(
+            sheet, name, (left, top + SIDE + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1,
+            cv2.LINE_AA,
+        )  # fmt: skip
+    return sheet
