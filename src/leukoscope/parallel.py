@@ -15,13 +15,19 @@ B = TypeVar("B")
 WORKERS = max(2, os.cpu_count() or 2)
 
 
-def ahead(function: Callable[[A], B], items: Iterable[A], depth: int = 16) -> Iterator[B]:
+def ahead(
+    function: Callable[[A], B],
+    items: Iterable[A],
+    depth: int = 16,
+    start: Callable[[], None] | None = None,
+) -> Iterator[B]:
     """`map(function, items)` in order, at most `depth` results ahead of who asks.
 
-    For functions that spend their time outside the interpreter's lock, as decoding does.
+    For functions that spend their time outside the interpreter's lock, as decoding does. `start`
+    runs first in every thread.
     """
     source = iter(items)
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS, initializer=start) as pool:
         pending = deque(pool.submit(function, item) for item in islice(source, depth))
         try:
             while pending:

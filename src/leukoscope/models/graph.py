@@ -46,11 +46,12 @@ def to_onnx(module: nn.Module, size: tuple[int, int], outputs: tuple[str, ...]) 
     return graph
 
 
-def session_of(graph: bytes) -> Any:
-    """An ONNX Runtime session on the CPU whose threads don't spin between calls."""
+def session_of(graph: bytes, threads: int = 0) -> Any:
+    """An ONNX Runtime session on the CPU whose threads (0: one a core) don't spin between calls."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

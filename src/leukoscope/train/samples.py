@@ -7,6 +7,7 @@ pooled features of some rows, and a module from those to logits.
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -164,16 +165,18 @@ class _Extractor:
     def __init__(self, classifier: Classifier, weights: Weights, device: str) -> None:
         self.classifier, self.weights, self.device = classifier, weights, device
         self.run: Run | None = None
+        self.lock = threading.Lock()
 
     def __call__(self, views: np.ndarray) -> np.ndarray:
-        if self.run is None:
-            size = (views.shape[1], views.shape[2])
-            self.run = self._onnx(size) if self.device == "cpu" else self._torch()
+        with self.lock:
+            if self.run is None:
+                size = (views.shape[1], views.shape[2])
+                self.run = self._onnx(size) if self.device == "cpu" else self._torch()
         parts = np.array_split(views, -(-len(views) // BATCH))
         return np.concatenate([self.run(part) for part in parts]).astype(np.float32)
 
     def _onnx(self, size: tuple[int, int]) -> Run:
-        session = session_of(to_onnx(Pooled(self.classifier), size, ("features",)))
+        session = session_of(to_onnx(Pooled(self.classifier), size, ("features",)), threads=1)
 
         def run(views: np.ndarray) -> np.ndarray:
             images = normalise(torch.from_numpy(views), self.weights).contiguous().numpy()

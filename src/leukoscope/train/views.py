@@ -77,31 +77,39 @@ def fill(
     make: Maker,
     description: str,
 ) -> None:
-    """Make every missing block of every image and keep it; decoding runs ahead in threads."""
+    """Make every missing block of every image and keep it, one image a thread.
+
+    Each thread computes alone: images are many and small, so that splitting one image's work
+    between cores would cost more than it gains.
+    """
     todo: dict[str, tuple[ImageFile, list[str]]] = {}  # by content: copies are made once
     for image in images:
         wanted = [b for b in blocks(image) if cache.get(image.sha256, b) is None]
         if wanted:
             todo[image.sha256] = (image, wanted)
-    work = list(todo.values())
-    prepared = ahead(lambda item: prepare(item[0].path, settings), work)
+
+    def work(item: tuple[ImageFile, list[str]]) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
+        image, wanted = item
+        pixels = prepare(image.path, settings)
+        views = {"original": lambda: pixels[None],
+                 "augmented": lambda: augmented(pixels, image.sha256, settings)}  # fmt: skip
+        return pixels.shape, {block: make(views[block]()) for block in wanted}
+
     shape: tuple[int, ...] | None = None
-    for (image, wanted), pixels in track(
-        zip(work, prepared, strict=True), description, total=len(work)
+    made = ahead(work, todo.values(), start=lambda: torch.set_num_threads(1))
+    for (image, _), (found, arrays) in track(
+        zip(todo.values(), made, strict=True), description, total=len(todo)
     ):
-        shape = shape or pixels.shape
-        if pixels.shape != shape:
+        shape = shape or found
+        if found != shape:
             raise InputError(
-                f"After preprocessing {image.path.name} is {pixels.shape[1]}x{pixels.shape[0]} "
+                f"After preprocessing {image.path.name} is {found[1]}x{found[0]} "
                 f"and others are {shape[1]}x{shape[0]}",
                 fix="Put a resize step with a fixed size into the preprocessing chain.",
                 field="preprocessing",
             )
-        for block in wanted:
-            views = (
-                pixels[None] if block == "original" else augmented(pixels, image.sha256, settings)
-            )
-            cache.put(image.sha256, block, make(views))
+        for block, array in arrays.items():
+            cache.put(image.sha256, block, array)
 
 
 def get(cache: ArrayCache, sha256: str, view: int) -> np.ndarray:
