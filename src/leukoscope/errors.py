@@ -61,7 +61,7 @@ class UnknownNameError(InputError):
         names = sorted(allowed)
         near = nearest(got, names)
         super().__init__(
-            f"Unknown {kind} {got!r}; allowed: {some(names, 40) or 'none'}",
+            f"Unknown {kind} {got!r}; allowed: {some(names, 24) or 'none'}",
             fix=f"Did you mean {near!r}?"
             if near
             else f"Choose one of these {kind}{'es' if kind.endswith('s') else 's'}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,7 @@ def build_backbone(name: str, weights: Weights) -> tuple[nn.Module, int]:
 def _create(name: str, weights: Weights) -> Any:
     arguments = {"num_classes": 0, "global_pool": "", **weights.arguments}
     timm = import_timm()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries aren't news
     try:
         return timm.create_model(name, pretrained=weights.origin == "auto", **arguments)
     except TypeError as problem:
