@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -167,7 +167,7 @@ def load_model(run: Path) -> tuple[Classifier, Contract]:
     start = Weights("none", start.input, model.arguments)
     classifier = build(model.architecture, model.head, len(contract.classes), start, seed=0)
     try:
-        classifier.load_state_dict(load_file(path))
+        classifier.load_state_dict(deserialise(path.read_bytes()))
     except (RuntimeError, SafetensorError) as problem:
         raise InputError(
             f"{path} doesn't fit its contract: {str(problem).splitlines()[-1].strip()[:160]}",
