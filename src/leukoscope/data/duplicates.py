@@ -236,7 +236,7 @@ def _leaves(
     while pending:
         leaves, level, members, rows = pending.pop()
         if leaves == 1:
-            yield members, rows
+            yield np.sort(members), rows
             continue
         here = along[level]
         order = members[np.argsort(here[members], kind="stable")]
@@ -257,14 +257,17 @@ def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) 
     codes += (rows % views).astype(np.int32)[:, None]
     one, start = np.unique(rows // views, return_index=True)  # `rows` is in ascending order
     codes = np.maximum.reduceat(codes, start, axis=0)
-    other = members // views
-    codes[one[:, None] == other] = 0
-    least = math.ceil(CANDIDATE * _STEPS * views)
-    crowded = np.flatnonzero(np.count_nonzero(codes >= least, axis=1) > MOST_A_LEAF)
-    dropped = np.argpartition(codes[crowded], -MOST_A_LEAF, axis=1)[:, :-MOST_A_LEAF]
-    codes[crowded[:, None], dropped] = 0
-    row, column = np.nonzero(codes >= least)
-    return np.stack([one[row], other[column], codes[row, column]], axis=1)
+    other = members // views  # ascending too
+    itself = np.minimum(np.searchsorted(other, one), len(other) - 1)
+    present = other[itself] == one
+    codes[present, itself[present]] = 0
+    every, found = np.arange(len(one)), []
+    for _ in range(MOST_A_LEAF):  # a few passes for the maximum are quicker than a partition
+        column = codes.argmax(axis=1)
+        found.append(np.stack([one, other[column], codes[every, column]], axis=1))
+        codes[every, column] = 0
+    best = np.concatenate(found)
+    return best[best[:, 2] >= CANDIDATE * _STEPS * views]
 
 
 def _orientations(views: np.ndarray, asked: np.ndarray) -> pd.DataFrame:
@@ -293,10 +296,8 @@ def _same_detail(thumbnails: np.ndarray, pairs: pd.DataFrame) -> Iterator[tuple[
     columns = ["one", "view", "other", "orientation"]
     for one, view, other, orientation in pairs[columns].itertuples(index=False):
         turned = _oriented(thumbnails[other], orientation, signs=False).astype(np.float32)
-        if (
-            _detail_correlation(_seen(thumbnails[one], view), np.ascontiguousarray(turned))
-            >= DETAIL
-        ):
+        seen = _seen(thumbnails[one], view)
+        if _detail_correlation(seen, np.ascontiguousarray(turned)) >= DETAIL:
             yield one, other
 
 
