@@ -18,10 +18,10 @@ _INTERRUPTED = 130  # what typer makes of ctrl-C
 
 def run() -> NoReturn:
     """Exit codes of DESIGN.md: 0 done, 2 bad input or usage, 3 a leak was found, 1 a bug."""
-    for stream in (sys.stdout, sys.stderr):  # a file name the terminal can't show is no failure
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     try:
+        for stream in (sys.stdout, sys.stderr):  # a file name the terminal can't show is no failure
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         code = _command()
     except KeyboardInterrupt:
         code = _INTERRUPTED

@@ -53,6 +53,7 @@ def train(
     plan = resolve(recipe, arm=arm, settings=settings)
     check_augmentation(plan.augmentation)
     start = starting_weights(plan, weights)
+    where = records.choose_device(device)
     index = load_index(cells)
     given = splits.read(split) if split else None
     pooled = protocol == "published" and given is None and plan.split.published_unit == "view"
@@ -63,13 +64,13 @@ def train(
     findings = audit(index, roles, found=copies)
     table = sample_table(index, roles, plan, pooled)
     classes = records.check_labels(index, table)
+    # Before the folder is claimed, since weights that don't fit are found out here.
+    head = list(plan.model.head)
+    classifier = build(plan.model.backbone, head, len(classes), start, seed=plan.seed)
     run = records.claim(output_folder(out), plan, protocol, resume)
     records.keep_split(run, roles, table, findings, pooled)
 
     # Model: a backbone with its starting weights, a fresh head, the views it needs.
-    where = records.choose_device(device)
-    head = list(plan.model.head)
-    classifier = build(plan.model.backbone, head, len(classes), start, seed=plan.seed)
     samples = make_samples(plan, index, table, classifier, start, where)
 
     # Training on training rows, chosen on validation rows.
