@@ -582,3 +582,36 @@ def test_comparison_without_one_protocol_and_without_tests(tmp_path: Path) -> No
     html = comparison.write(tmp_path, [], rows).read_text(encoding="utf-8")
     assert "not run" in html
     assert 'class="missing"' in html
+
+
+# --- in a browser -----------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_whole_and_asks_for_nothing(
+    full_run: Path,
+    full_html: str,  # noqa: ARG001 - writes the page
+    width: int,
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("CHROMIUM ABSENT: install Debian's chromium to look at a report")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": width, "height": 900})
+        said, asked = [], []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((full_run / "report.html").as_uri())
+        too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        broken = page.evaluate(
+            "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
+        )
+        chromium.close()
+    assert too_wide <= 0
+    assert broken == 0
+    assert not said
+    assert [url for url in asked if not url.startswith(("data:", "file:"))] == []

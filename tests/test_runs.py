@@ -150,6 +150,21 @@ def test_arms_that_cannot_run_are_listed_with_the_reason(cells: Path, tmp_path: 
                       weights=str(weights), settings=TINY)  # fmt: skip
 
 
+@pytest.mark.parametrize("arm", ["mobilenetv2", "efficientnet-b0"])
+def test_the_frozen_arms_run_and_give_a_bundle(cells: Path, tmp_path: Path, arm: str) -> None:
+    """With untrained backbones, since no weights come with the repository."""
+    found = api.train(
+        "lightweight-cnn", cells, tmp_path / "run", arm=arm, weights="none",
+        settings=(*TINY[:2], "training.epochs=1", "training.steps_per_epoch=4"),
+    )  # fmt: skip
+    assert 0 <= found["metrics"]["accuracy"] <= 1
+    bundle = api.export(tmp_path / "run", tmp_path / "bundle")
+    index = indexes.load(cells)
+    counts = api.predict(bundle, [index.root / "images"], tmp_path / "out.csv")
+    assert counts["unreadable"] == 1  # the planted corrupt file
+    assert counts["images"] == len(index.frame) + 1
+
+
 def test_the_clean_protocol_refuses_a_leaking_split(cells: Path, tmp_path: Path) -> None:
     index = indexes.load(cells)
     made = splits.split(index, seed=0)

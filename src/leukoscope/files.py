@@ -81,10 +81,11 @@ def refuse_overwriting(out: Path | None, inputs: Iterable[str | Path | None]) ->
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` only where the block succeeds.
 
-    A crash, a full disk or ctrl-C leaves the old file, or none, never half a file.
+    A crash, a full disk or ctrl-C leaves the old file, or none, never half a file. Not `durable`,
+    a power cut may leave an empty one: for what can be made again, and is checked when read.
     """
     path = Path(path)
     refuse_special(path)
@@ -96,8 +97,9 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with temporary.open("rb+") as written:
-                os.fsync(written.fileno())
+            if durable:
+                with temporary.open("rb+") as written:
+                    os.fsync(written.fileno())
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:

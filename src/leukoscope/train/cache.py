@@ -45,7 +45,8 @@ class ArrayCache:
 
     def put(self, sha256: str, block: str, array: np.ndarray) -> None:
         """Keep a block. InputError in one sentence where the disk is full."""
-        with atomic(self.path(sha256, block)) as temporary, temporary.open("wb") as handle:
+        path = self.path(sha256, block)
+        with atomic(path, durable=False) as temporary, temporary.open("wb") as handle:
             np.save(handle, array, allow_pickle=False)
 
 
