@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from commands import Made, make
+
 # Before torch is loaded, for several test processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -51,3 +53,11 @@ def mobilenet_weights() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache."""
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One small synthetic smear with its index, split, run and bundle; copy it to damage it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEUKOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return make(tmp_path_factory.getbasetemp() / "made")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import os
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ _INTERRUPTED = 130  # what typer makes of ctrl-C
 
 def run() -> NoReturn:
     """Exit codes of DESIGN.md: 0 done, 2 bad input or usage, 3 a leak was found, 1 a bug."""
+    usual, sys.unraisablehook = sys.unraisablehook, _again
     try:
         for stream in (sys.stdout, sys.stderr):  # a file name the terminal can't show is no failure
             if isinstance(stream, io.TextIOWrapper):
@@ -25,10 +29,29 @@ def run() -> NoReturn:
         code = _command()
     except KeyboardInterrupt:
         code = _INTERRUPTED
+    finally:
+        sys.unraisablehook = usual
     if code == _INTERRUPTED:
         print(STOPPED, file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _again(lost: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C that fell into a callback, where Python drops exceptions: raised once more, later."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _interrupt).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _interrupt() -> None:
+    """Ctrl-C to the main thread, also where it sleeps or waits for a lock."""
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def _command() -> int:
