@@ -43,6 +43,7 @@ def test_damaged_checkpoints(made: Made, tmp_path: Path, damage: str) -> None:
     for name in ("epoch-0001.safetensors", "best.safetensors"):
         path = run / "checkpoints" / name
         whole = path.read_bytes()
+        (run / "environment.json").unlink(missing_ok=True)  # as if it had been cut short
         path.write_bytes(b"garbage" if damage == "garbage" else whole[:-5] + b"\1" + whole[-4:])
         if name == "best.safetensors":
             assert "best.safetensors" in refused(*train, "--resume")

@@ -54,6 +54,15 @@ def test_segment_refuses_what_would_be_overwritten_and_names_bad_files(
         api.segment([folder], tmp_path / "masks", method="nucleos")
 
 
+def test_no_output_can_overwrite_the_images_that_are_read(smear: Path) -> None:
+    one = next((smear / "images").rglob("*.jpg"))
+    for command in (api.segment, api.crop):
+        with pytest.raises(InputError, match="holds images that are read"):
+            command([one.parent], one.parent)
+    with pytest.raises(InputError, match="holds images that are read"):
+        api.preview([one], "lightweight-cnn", one.parent)
+
+
 def test_crop_finds_the_cells_that_were_drawn(smear: Path, tmp_path: Path) -> None:
     found = api.crop([smear / "fields"], tmp_path)
     cells = pd.read_csv(tmp_path / "cells.csv")

@@ -69,6 +69,7 @@ GOLDENS: dict[str, str] = {
     "otsu_mask": "3232dc88ec19af6d",
     "resize": "14fe7bf170a2b3b2",
     "resize_keep_aspect": "14fe7bf170a2b3b2",
+    "stretch_contrast": "742c5e9d0d6546fd",
     "white_balance": "89081ba032295893",
 }
 
@@ -137,6 +138,14 @@ def test_equalisation_equals_scikit_image_stretched_to_the_full_range() -> None:
     low, high = reference.min(), reference.max()
     stretched = (reference - low) / (high - low) * 255
     assert np.abs(enhancement.equalised(channel) - stretched).max() <= 1
+
+
+def test_stretched_contrast_is_scikit_images_rescaled_intensity() -> None:
+    image = cv2.GaussianBlur(noise(64, 96), (0, 0), 2)
+    limits = tuple(np.percentile(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (1, 99)))
+    expected = exposure.rescale_intensity(image.astype(float), limits, (0, 255))
+    result = apply(image, [{"step": "stretch_contrast", "low": 1.0, "high": 99.0}])
+    np.testing.assert_allclose(result, expected, atol=0.51)
 
 
 def test_adaptive_contrast_of_one_unlimited_tile_is_scikit_images_equalisation() -> None:

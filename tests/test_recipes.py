@@ -89,7 +89,8 @@ def test_lightweight_cnn_has_every_operation_of_the_paper_and_its_head() -> None
         {"layer": "relu"},
         {"layer": "dropout", "p": 0.2},
     ]
-    assert {"step": "resize", "size": 224} in recipe.preprocessing
+    assert recipe.preprocessing[0] == {"step": "resize", "size": 224}
+    assert recipe.preprocessing[1]["step"] == "stretch_contrast"  # a histogram method
 
 
 @pytest.mark.parametrize("name", schema.names())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -138,6 +139,49 @@ def test_reproduce_puts_both_protocols_side_by_side(reproduction: dict[str, Any]
     assert (clean / "metrics.json").stat().st_mtime_ns == before, "a finished run isn't run again"
 
 
+def test_half_a_run_never_goes_on_with_other_data(run: Path, cells: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    index = indexes.load(cells)
+    splits.write(splits.split(index, seed=5), tmp_path / "other.parquet")
+    options = {"arm": "cnn", "settings": TINY, "resume": True}
+    with pytest.raises(InputError, match="started with other split"):
+        api.train("lightweight-cnn", cells, copy, split=tmp_path / "other.parquet", **options)
+    frame = index.frame.assign(label=index.frame["label"].replace("monocyte", "myeloblast"))
+    indexes.save(dataclasses.replace(index, frame=frame), tmp_path / "relabelled.parquet")
+    with pytest.raises(InputError, match="started with other images"):
+        api.train("lightweight-cnn", tmp_path / "relabelled.parquet", copy, **options)
+    with pytest.raises(InputError, match=r"No arm of lightweight-cnn could run.*other images"):
+        reproduced = tmp_path / "reproduced"
+        shutil.copytree(run, reproduced / "cnn-clean")
+        api.reproduce("lightweight-cnn", tmp_path / "relabelled.parquet", reproduced,
+                      arms=["cnn"], protocols=["clean"], settings=TINY)  # fmt: skip
+
+
+def test_one_fold_of_a_k_fold_split_trains(cells: Path, tmp_path: Path) -> None:
+    folds = api.split(cells, tmp_path / "folds.parquet", folds=3)
+    options = {"arm": "cnn", "settings": TINY, "split": tmp_path / "folds.parquet"}
+    for wrong in (None, 3):
+        with pytest.raises(InputError, match="fold"):
+            api.train("lightweight-cnn", cells, tmp_path / "run", fold=wrong, **options)
+    found = api.train("lightweight-cnn", cells, tmp_path / "run", fold=1, **options)
+    wanted = folds[(folds["fold"] == 1) & (folds["role"] == "test")]
+    assert found["metrics"]["n"] == len(wanted)
+
+
+def test_a_clean_run_needs_a_test_part(cells: Path, tmp_path: Path) -> None:
+    index = indexes.load(cells)
+    splits.write(splits.split(index, ratios=(0.8, 0.2, 0)), tmp_path / "split.parquet")
+    with pytest.raises(InputError, match="no test part"):
+        api.train("lightweight-cnn", cells, tmp_path / "run", arm="cnn", settings=TINY,
+                  split=tmp_path / "split.parquet")  # fmt: skip
+
+
+def test_a_bundle_is_not_judged_on_its_own_images(bundle: Path, run: Path) -> None:
+    with pytest.raises(LeakError, match="the very images"):
+        api.evaluate(bundle, on=Path(_index_of(run)))
+
+
 def _index_of(run: Path) -> str:
     return json.loads((run / "environment.json").read_text())["index"]["path"]
 
@@ -246,7 +290,7 @@ def test_an_external_index_is_judged_and_known_images_are_refused(
     assert found["n"] == 40
     assert found["role"] == "external"
     assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 40
-    with pytest.raises(LeakError, match="in the run's own data"):
+    with pytest.raises(LeakError, match="the very images"):
         api.evaluate(run, on=Path(_index_of(run)))
 
 
@@ -271,6 +315,17 @@ def test_foreign_predictions_are_judged_and_compared(tmp_path: Path) -> None:
     assert pair["permutation_p"] <= 1
     assert {"value", "low", "high"} == set(pair["difference"]["accuracy"])
     assert {"t", "p", "degenerate"} <= set(next(iter(pair["paired_t"].values())))
+
+    # Patients that one file names count for both; rows that one file lacks are left out of all.
+    frames[1].drop(columns="patient").head(40).to_csv(tmp_path / "part.csv", index=False)
+    frames[1].head(40).to_csv(tmp_path / "whole.csv", index=False)
+    one, other = (
+        api.compare([tmp_path / "0.9.csv", tmp_path / name]) for name in ("part.csv", "whole.csv")
+    )
+    assert one["n"] == other["n"] == 40
+    assert one["left_out"]["0.9.csv"] == 20
+    for key in ("permutation_p", "difference"):
+        assert one["pairs"][0][key] == other["pairs"][0][key]
 
 
 def test_a_tampered_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:

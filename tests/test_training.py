@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,7 +62,7 @@ def parts(table: pd.DataFrame) -> tuple[Part, Part]:
 
 def test_views_are_functions_of_content_seed_and_number(files: dict[str, ImageFile]) -> None:
     one = next(iter(files.values()))
-    image = prepare(one.path, VIEWS)
+    image = prepare(one, VIEWS)
     views = augmented(image, one.sha256, VIEWS)
     assert views.shape == (2, 32, 32, 3)
     assert views.dtype == np.uint8
@@ -79,6 +81,9 @@ def test_the_cache_keeps_by_content_and_survives_damage() -> None:
     cache.path("ab" * 32, "original").write_bytes(b"\x93NUMPY damaged")
     assert cache.get("ab" * 32, "original") is None
     caches.trim(limit=0)
+    assert cache.path("ab" * 32, "original").exists(), "a run beside this one may be using it"
+    os.utime(cache.path("ab" * 32, "original"), (0, 0))
+    caches.trim(limit=0)
     assert not list(caches.folder().rglob("*.npy"))
 
 
@@ -96,7 +101,7 @@ def test_features_of_a_frozen_backbone_train_the_head_to_the_plain_loops_numbers
 
     def view(row: int) -> np.ndarray:
         file = files[table["image"][row]]
-        image = prepare(file.path, VIEWS)
+        image = prepare(file, VIEWS)
         number = table["view"][row]
         return augmented(image, file.sha256, VIEWS)[number - 1] if number else image
 
@@ -121,6 +126,31 @@ def test_features_of_a_frozen_backbone_train_the_head_to_the_plain_loops_numbers
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     for one, other in zip(fast.backbone.parameters(), plain.backbone.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_an_image_changed_since_it_was_indexed_is_refused(
+    files: dict[str, ImageFile], tmp_path: Path
+) -> None:
+    one = next(iter(files.values()))
+    other = tmp_path / "cell.jpg"
+    other.write_bytes(one.path.read_bytes() + b"\0")
+    with pytest.raises(InputError, match="changed since it was indexed"):
+        prepare(ImageFile(other, one.sha256), VIEWS)
+    with pytest.raises(InputError, match="can't be read any more"):
+        prepare(ImageFile(tmp_path / "gone.jpg", one.sha256), VIEWS)
+
+
+def test_images_of_another_size_after_preprocessing_are_refused_every_time(
+    files: dict[str, ImageFile], tmp_path: Path, table: pd.DataFrame
+) -> None:
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((48, 60, 3), np.uint8))
+    odd = ImageFile(tmp_path / "wide.png", examine(tmp_path / "wide.png")["sha256"])
+    mixed = files | {"wide.png": odd}
+    rows = pd.concat([table, table.head(1).assign(image="wide.png")], ignore_index=True)
+    as_they_are = ViewSettings([], RECIPE.augmentation, 2, 0)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"wide\.png is 60x48 and others are 48x48"):
+            pixel_samples(rows, mixed, as_they_are, NONE, "cpu")
 
 
 def test_batches_walk_through_whole_passes_and_are_never_short() -> None:

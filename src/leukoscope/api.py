@@ -14,7 +14,7 @@ from leukoscope.files import read_json, refuse_overwriting, write_json
 
 # Half the recipe's resolution and fewer views: a demonstration should take a minute or two.
 DEMO_SETTINGS = (
-    "preprocessing=[{step='resize',size=112},{step='adaptive_contrast',clip=1.0,tiles=4}]",
+    "preprocessing=[{step='resize',size=112},{step='stretch_contrast'}]",
     "views.count=6",
     "training.steps_per_epoch=120",
 )

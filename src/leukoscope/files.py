@@ -100,7 +100,7 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if durable:
                 with temporary.open("rb+") as written:
                     os.fsync(written.fileno())
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -110,6 +110,9 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+_UMASK = _umask()  # once, since asking means setting, for all threads
 
 
 def output_folder(path: Path) -> Path:

@@ -170,6 +170,7 @@ def train(
     ] = None,
     weights: Weights = None,
     split: Annotated[Path | None, typer.Option(help="A split.parquet to use.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Which fold of a K-fold split file.")] = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -178,7 +179,7 @@ def train(
     """Train one arm of a recipe, judge it and write its report."""
     found = api.train(
         recipe, cells, out, protocol=protocol, arm=arm, weights=weights, split=split,
-        settings=settings or (), resume=resume, device=device,
+        fold=fold, settings=settings or (), resume=resume, device=device,
     )  # fmt: skip
     if json:
         show.json(found["metrics"])
@@ -213,10 +214,10 @@ def reproduce(
         (
             row["arm"],
             row["metric"].replace("_", " "),
-            show.percent(row["published_figure"]) if row["published_figure"] is not None else "",
-            show.estimate(row["published_protocol"]),
-            show.estimate(row["clean"]),
-            show.estimate(row["difference"]),
+            show.figure(row["metric"], row["published_figure"]),
+            show.estimate(row["metric"], row["published_protocol"]),
+            show.estimate(row["metric"], row["clean"]),
+            show.estimate(row["metric"], row["difference"], difference=True),
         )
         for row in found["table"]
     ]
@@ -264,8 +265,9 @@ def compare(
     for pair in found["pairs"]:
         accuracy = pair["difference"]["accuracy"]
         test = pair["mcnemar"]
-        rows.append((pair["a"], pair["b"], show.estimate(accuracy), test["b"], test["c"],
-                     test["exact_p"], pair["permutation_p"]))  # fmt: skip
+        gap = show.estimate("accuracy", accuracy, difference=True)
+        rows.append((pair["a"], pair["b"], gap, test["b"], test["c"], test["exact_p"],
+                     pair["permutation_p"]))  # fmt: skip
     columns = ("a", "b", "accuracy of a minus b", "only a right", "only b right",
                "McNemar exact p", "permutation p")  # fmt: skip
     show.table("Comparison", columns, rows)
@@ -322,7 +324,8 @@ def explain(
 ) -> None:
     """Heat maps: where in the image the evidence for the predicted class lies (Grad-CAM)."""
     made = api.explain(source, images, out)
-    show.say(f"{len(made)} heat maps in {out}")
+    show.say(f"{sum('file' in entry for entry in made)} heat maps in {out}")
+    show.unreadable([entry for entry in made if "why" in entry])
 
 
 @app.command("export")

@@ -9,6 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from leukoscope.files import to_json
+from leukoscope.report import numbers
+
+SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision", "macro_recall",
+         "macro_specificity", "roc_auc_ovr", "cohen_kappa", "log_loss", "ece")  # fmt: skip
 
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -60,39 +64,30 @@ def _text(cell: Any) -> str:
     return escape(f"{cell:.4f}" if isinstance(cell, float) else str(cell))
 
 
-def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """`88.6 % [86.1, 90.9]`, or `undefined`."""
-    if value is None:
-        return "undefined"
-    text = f"{100 * value:.1f} %"
-    return (
-        text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    )
+def figure(metric: str, value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A metric's value as reports write it: `88.6% [86.1, 90.9]`, `0.354`; empty where null."""
+    return "" if value is None else numbers.measured(metric, value, interval)
 
 
-def estimate(found: Mapping[str, Any] | None) -> str:
-    """A {value, low, high} as a percentage with its interval; empty where there is none."""
+def estimate(metric: str, found: Mapping[str, Any] | None, *, difference: bool = False) -> str:
+    """A {value, low, high} likewise; a difference in points. Empty where there is none."""
     if found is None or found["value"] is None:
         return ""
-    both = None not in (found["low"], found["high"])
-    return percent(found["value"], (found["low"], found["high"]) if both else None)
+    interval = None if found["low"] is None else (found["low"], found["high"])
+    write = numbers.difference if difference else numbers.measured
+    return write(metric, found["value"], interval)
 
 
 def metrics(title: str, found: Mapping[str, Any]) -> None:
     """The main figures of a metrics.json, with intervals and the trivial baseline."""
     ci = found.get("ci") or {}
     rows = [
-        (name.replace("_", " "), percent(found[name], ci.get(name)))
-        for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_precision",
-                     "macro_recall", "macro_specificity", "roc_auc_ovr")
-    ]  # fmt: skip
-    rows += [
-        (name.replace("_", " "), "undefined" if found[name] is None else f"{found[name]:.3f}")
-        for name in ("cohen_kappa", "log_loss", "ece")
+        (name.replace("_", " "), figure(name, found[name], ci.get(name)) or "undefined")
+        for name in SHOWN
     ]
     baseline = found.get("baseline") or {}
     rows += [
-        (f"baseline: {label}", percent(baseline[key]))
+        (f"baseline: {label}", figure("accuracy", baseline[key]))
         for key, label in (("majority", "largest class"), ("colour_knn", "average colour, 5-NN"))
         if baseline.get(key) is not None
     ]

@@ -38,7 +38,7 @@ def segment(
     segmentation.segment(np.full((8, 8, 3), 255, np.uint8), method, polarity)  # checks the names
     paths = find_images(images)
     names = _stems(paths)
-    output_folder(out)
+    output_folder_apart(out, paths)
 
     def make(path: Path) -> None:
         mask = segmentation.segment(read_image(path), method, polarity)
@@ -59,7 +59,7 @@ def crop(fields: Sequence[str | Path], out: Path, *, margin: float = 0.1) -> dic
     cells.square(cells.Box(0, 0, 1, 1), margin)  # checks the margin
     paths = find_images(fields)
     names = _stems(paths)
-    output_folder(out)
+    output_folder_apart(out, paths)
 
     def make(path: Path) -> list[cells.Box]:
         field = read_image(path)
@@ -77,6 +77,17 @@ def crop(fields: Sequence[str | Path], out: Path, *, margin: float = 0.1) -> dic
             rows.append((image, path.name, box.x, box.y, box.width, box.height))
     _write_csv(out / CELLS, rows)
     return {"fields": len(paths) - len(unreadable), "cells": len(rows), "unreadable": unreadable}
+
+
+def output_folder_apart(out: Path, paths: Sequence[Path]) -> Path:
+    """`files.output_folder`, refused where it holds images that are read: they stay untouched."""
+    if any(path.parent.resolve() == Path(out).resolve() for path in paths):
+        raise InputError(
+            f"{out} holds images that are read, and the output could overwrite them",
+            fix="Choose another output folder with -o.",
+            field="output",
+        )
+    return output_folder(out)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -79,6 +79,18 @@ class CellIndex:
     layout: str
     unreadable: list[dict[str, str]]
 
+    @property
+    def sha256(self) -> str:
+        """One hash of every image's content and label, whatever the order of the rows."""
+        pairs = zip(self.frame["sha256"], self.frame["label"], strict=True)
+        lines = sorted(f"{content} {label}" for content, label in pairs)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images were drawn by `data.synthetic`, which names its data set so."""
+        return self.name == "synthetic"
+
     def path(self, image: str) -> Path:
         """Where an image (or mask) of the index lies."""
         return self.root / image

@@ -5,8 +5,10 @@ derive from the confusion matrix, and Brier, log loss and ECE) are registered wi
 that a bootstrap gets every resample's value from one matrix product.
 
 What is undefined is None with its reason, never 0. Macro averages run over the classes where the
-per-class value is defined (scikit-learn's `zero_division=nan`): precision leaves out classes never
-predicted, recall classes without true images (as balanced accuracy does), F1 classes with neither.
+per-class value is defined: recall leaves out classes without true images (as balanced accuracy
+does), F1 and precision classes with neither true nor predicted images. A class that has images but
+was never predicted has no precision of its own, yet counts as 0 in the mean, as in scikit-learn:
+to ignore a class must not raise a figure.
 """
 
 from __future__ import annotations
@@ -188,8 +190,10 @@ def weighted_f1(c: Counts) -> np.ndarray:
 
 @_of_confusion("macro_precision")
 def macro_precision(c: Counts) -> np.ndarray:
-    """Mean precision over the classes that were predicted at all."""
-    return _mean_defined(_precision(c))
+    """Mean precision; a class with images but never predicted counts as 0, as in scikit-learn."""
+    precision = _precision(c)
+    missed = (c.predicted == 0) & (c.support > 0)  # to ignore a class must not raise the mean
+    return _mean_defined(np.where(missed, 0.0, precision))
 
 
 @_of_confusion("macro_recall")
@@ -420,6 +424,8 @@ def _left_out(table: dict[str, dict[str, float | int | None]]) -> list[str]:
     notes = []
     for average, column in columns.items():
         absent = [name for name, row in table.items() if row[column] is None]
+        if column == "precision":  # those with images count as 0
+            absent = [name for name in absent if not table[name]["support"]]
         if absent and len(absent) < len(table):
             why = PER_CLASS[column][1]
             notes.append(f"Left out of {average}: {some(absent)} ({why}).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -74,8 +75,16 @@ def build_backbone(name: str, weights: Weights) -> tuple[nn.Module, int]:
 
 
 def _create(name: str, weights: Weights) -> Any:
-    arguments = {"num_classes": 0, "global_pool": "", **weights.arguments}
     timm = import_timm()
+    # What create_model itself takes could load another file past the contract's checksum.
+    own = sorted({*weights.arguments} & {*inspect.signature(timm.create_model).parameters})
+    if own:
+        raise InputError(
+            f"The weights contract of {name} sets {', '.join(own)}, which a contract may not",
+            fix="Keep only arguments of the architecture in the .json beside the weights.",
+            field="weights",
+        )
+    arguments = {"num_classes": 0, "global_pool": "", **weights.arguments}
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries aren't news
     try:
         return timm.create_model(name, pretrained=weights.origin == "auto", **arguments)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from leukoscope.errors import InputError
 from leukoscope.files import read_json, sha256_of
@@ -22,8 +22,8 @@ class InputFormat(BaseModel):
     size: tuple[int, int] = (224, 224)
     colour: Literal["RGB"] = "RGB"
     mean: tuple[float, float, float] = UNIT[0]
-    std: tuple[float, float, float] = UNIT[1]
-    range: tuple[float, float] = (0, 1)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = UNIT[1]
+    range: tuple[Literal[0], Literal[1]] = (0, 1)
 
 
 class WeightsContract(BaseModel):

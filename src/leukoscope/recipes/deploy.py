@@ -112,21 +112,12 @@ def _origin(plan: Recipe, protocol: Protocol, index: CellIndex, start: Weights) 
         data=index.name,
         data_licence=index.licence,
         data_citation=index.citation,
-        data_sha256=index_sha256(index),
+        data_sha256=index.sha256,
         images=len(index.frame),
         patients=int(patients) or None,
-        synthetic="synthetic" in index.name.lower(),
+        synthetic=index.synthetic,
         weights=start.describe(),
     )
-
-
-def index_sha256(index: CellIndex) -> str:
-    """One hash of every image's content and label, whatever the order of the rows."""
-    import hashlib
-
-    frame = index.frame
-    lines = sorted(f"{s} {label}" for s, label in zip(frame["sha256"], frame["label"], strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _codes(table: pd.DataFrame, role: str, classes: Sequence[str]) -> np.ndarray:

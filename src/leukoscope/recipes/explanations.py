@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from leukoscope.data.derived import write_png
+from leukoscope.data.derived import output_folder_apart, write_png
 from leukoscope.data.tree import find_images
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.explain.gradcam import heat_map, overlay
-from leukoscope.files import output_folder, write_json
+from leukoscope.files import write_json
 from leukoscope.imaging.read import read_image
 from leukoscope.progress import track
 from leukoscope.recipes.judgement import open_reader
@@ -19,18 +19,18 @@ from leukoscope.recipes.judgement import open_reader
 def explain(source: Path, images: Sequence[str | Path], out: Path) -> list[dict[str, Any]]:
     """Write one Grad-CAM overlay an image, for its predicted class, and `explain.json`.
 
-    Returns explain.json: {image, file, predicted, confidence} or {image, error} a file. Raises
+    Returns explain.json: {image, file, predicted, confidence} or {image, why} a file. Raises
     InputError where no file could be read.
     """
     paths = find_images(images)
-    output_folder(out)
+    output_folder_apart(out, paths)
     reader = open_reader(source)
     found: list[dict[str, Any]] = []
     for number, path in enumerate(track(paths, "Heat maps")):
         try:
             image = read_image(path)
         except UnreadableError as problem:
-            found.append({"image": str(path), "error": problem.message})
+            found.append({"image": str(path), "why": problem.message})
             continue
         logits, feature_map, gradient = reader.run(
             reader.prepare(image)[None], ("logits", "feature_map", "class_gradient")
@@ -51,7 +51,7 @@ def explain(source: Path, images: Sequence[str | Path], out: Path) -> list[dict[
     write_json(out / "explain.json", found)
     if not any("file" in entry for entry in found):
         raise InputError(
-            f"None of {len(paths)} files could be read: {found[0]['error']}",
+            f"None of {len(paths)} files could be read: {found[0]['why']}",
             fix="Give JPEG, PNG, TIFF or BMP images.",
             field="images",
         )

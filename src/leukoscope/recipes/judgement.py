@@ -29,22 +29,28 @@ def scored(frame: pd.DataFrame, classes: Sequence[str]) -> metrics.Predictions:
     )
 
 
-def groups_of(frame: pd.DataFrame) -> list[Any]:
-    """What an interval resamples: patients; where unknown, images (all views of one together)."""
-    patient = frame["patient"] if "patient" in frame else pd.Series(None, index=frame.index)
-    image = frame["image"] if "image" in frame else frame.index.to_series().astype(str)
-    return [p if isinstance(p, str) else f"image {i}" for p, i in zip(patient, image, strict=True)]
+def patients_of(frame: pd.DataFrame) -> list[str | None]:
+    """The patient of each row, None where unknown."""
+    if "patient" not in frame:
+        return [None] * len(frame)
+    return [None if pd.isna(p) else str(p) for p in frame["patient"]]
+
+
+def units_of(frame: pd.DataFrame) -> list[str]:
+    """What an interval resamples: patients; where unknown, images with all their views."""
+    images = frame["image"] if "image" in frame else frame.index.astype(str)
+    return [
+        f"image {i}" if p is None else p for p, i in zip(patients_of(frame), images, strict=True)
+    ]
 
 
 def measure(frame: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
     """metrics.json of a table of predictions, intervals included, without the baseline."""
     found = scored(frame, classes)
-    known = frame["patient"].notna().any() if "patient" in frame else False
-    repeated = "image" in frame and frame["image"].duplicated().any()
-    groups = groups_of(frame) if known or repeated else None
+    patients, units = patients_of(frame), units_of(frame)
     result = metrics.summarise(found)
-    result["ci"] = intervals.bootstrap(found, groups)
-    about = intervals.describe(found, groups if known else None, result["ci"])
+    result["ci"] = intervals.bootstrap(found, units)
+    about = intervals.describe(found, patients, result["ci"]) | {"groups": len(set(units))}
     result["interval"] = about
     if about["note"]:
         result["notes"] = [*result["notes"], about["note"]]
@@ -185,7 +191,7 @@ def _external(source: Path, on: Path) -> dict[str, Any]:
             fix="Rename or leave out these images in a csv and index that.",
             field="label",
         )
-    _refuse_known(source, index)
+    unchecked = _refuse_known(source, index, reader.contract.origin.data_sha256)
     frame = read_index(reader, index)
     result = {"role": "external", "protocol": reader.contract.origin.protocol,
               **measure(frame, classes)}  # fmt: skip
@@ -194,6 +200,8 @@ def _external(source: Path, on: Path) -> dict[str, Any]:
         "majority": None if majority is None else float((frame["label"] == majority).mean()),
         "colour_knn": None,
     }
+    result["undefined"]["baseline.colour_knn"] = "it would need the training images' colours"
+    result["notes"] += [unchecked] if unchecked else []
     result["data"] = {"name": index.name, "path": str(on), "n": len(frame)}
     return result
 
@@ -207,24 +215,37 @@ def open_reader(source: Path) -> Reader:
     return reader_of(source)
 
 
-def _refuse_known(source: Path, index: CellIndex) -> None:
-    """LeakError where images of the external set were in the run's own index."""
+def _refuse_known(source: Path, index: CellIndex, own_sha256: str) -> str:
+    """LeakError where images of the external set were in the model's own index.
+
+    Returns a sentence where that couldn't be looked up image by image, else "".
+    """
+    if index.sha256 == own_sha256:
+        raise LeakError(
+            "These are the very images the model was made from",
+            fix="An external test needs other images.",
+            field="on",
+        )
     path = source / "environment.json"
     stated = read_json(path) if path.is_file() else {}
     try:
         own = Path(stated["index"]["path"])
     except (KeyError, TypeError):
-        return
+        own = Path()
     if not own.is_file():
-        return
-    known = set(indexes.load(own).frame["sha256"])
-    shared = index.frame.loc[index.frame["sha256"].isin(known), "image"].tolist()
+        return "Overlap with the training images could not be checked: their index isn't here."
+    known = indexes.load(own).frame
+    shared = index.frame.loc[index.frame["sha256"].isin(known["sha256"]), "image"].tolist()
     if shared:
         raise LeakError(
             f"{len(shared)} images are in the run's own data too: {some(shared)}",
             fix="An external test needs other images; leave these out.",
             field="on",
         )
+    patients = sorted({*index.frame["patient"].dropna()} & {*known["patient"].dropna()})
+    if patients:
+        return f"{len(patients)} patients have names that the run's own data have too."
+    return ""
 
 
 def read_index(reader: Reader, index: CellIndex) -> pd.DataFrame:
@@ -267,12 +288,27 @@ def compare(sources: Sequence[Path]) -> dict[str, Any]:
                 fix="Give one row an image; of a run, the clean protocol's.",
                 field="image",
             )
+    shared = sorted(set.intersection(*(set(frame["image"]) for frame, _ in read.values())))
+    if not shared:
+        raise InputError(
+            f"{', '.join(read)} have no image in common",
+            fix="Compare predictions of the same test part (train with the same --split).",
+            field="image",
+        )
     classes = sorted({c for _, own in read.values() for c in own})
-    return significance.compare(
-        {name: scored(frame, classes) for name, (frame, _) in read.items()},
-        {name: frame["image"].tolist() for name, (frame, _) in read.items()},
-        {name: groups_of(frame) for name, (frame, _) in read.items()},
+    aligned = {
+        name: frame.set_index("image", drop=False).loc[shared] for name, (frame, _) in read.items()
+    }
+    # A patient that one file names is known for all of them.
+    named = pd.DataFrame({name: patients_of(frame) for name, frame in aligned.items()})
+    patients = named.bfill(axis=1).iloc[:, 0]
+    found = significance.compare(
+        {name: scored(frame, classes) for name, frame in aligned.items()},
+        shared,
+        [p if isinstance(p, str) else None for p in patients],
     )
+    left_out = {name: len(frame) - len(shared) for name, (frame, _) in read.items()}
+    return {"n": len(shared), "left_out": left_out, **found}
 
 
 def _names(sources: Sequence[Path]) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from leukoscope.data.derived import write_png
+from leukoscope.data.derived import output_folder_apart, write_png
 from leukoscope.data.tree import find_images
-from leukoscope.files import output_folder, sha256_of
+from leukoscope.files import sha256_of
 from leukoscope.imaging.pipeline import apply
 from leukoscope.imaging.read import read_image
 from leukoscope.progress import track
@@ -31,9 +31,10 @@ def preview(
     plan = resolve(recipe, settings=settings)
     count = min(plan.views.count, 2 * COLUMNS + 1)
     views = ViewSettings(plan.preprocessing, plan.augmentation, count, plan.seed)
-    output_folder(out)
+    paths = find_images(images)
+    output_folder_apart(out, paths)
     written = []
-    for number, path in enumerate(track(find_images(images), "Previews")):
+    for number, path in enumerate(track(paths, "Previews")):
         image = read_image(path)
         tiles = [("original", image)]
         for place, step in enumerate(plan.preprocessing, start=1):

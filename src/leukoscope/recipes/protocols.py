@@ -25,6 +25,7 @@ def image_split(
     protocol: Protocol,
     given: pd.DataFrame | None,
     found: Duplicates,
+    fold: int | None = None,
 ) -> pd.DataFrame:
     """One row an image: image, fold, role. The clean protocol refuses a leaking split (LeakError).
 
@@ -33,10 +34,13 @@ def image_split(
     if given is not None:
         if protocol == "clean":
             splits.check(cells, given, found=found)
-        return one_fold(given)
+            _require_test(given)
+        return one_fold(given, fold)
     if protocol == "clean":
         shares = splits.ratios(recipe.split.clean)
-        return splits.split(cells, ratios=shares, seed=recipe.seed, found=found)
+        made = splits.split(cells, ratios=shares, seed=recipe.seed, found=found)
+        _require_test(made)
+        return made
     if recipe.split.published_unit == "view":
         return pd.DataFrame({"image": cells.frame["image"], "fold": 0, "role": "train"})
     return pd.DataFrame(
@@ -48,16 +52,32 @@ def image_split(
     )
 
 
-def one_fold(given: pd.DataFrame) -> pd.DataFrame:
-    """The split itself; InputError where it holds several folds."""
-    folds = sorted(given["fold"].unique())
-    if len(folds) > 1:
+def _require_test(roles: pd.DataFrame) -> None:
+    """InputError without a test part: figures on validation, which chose the model, flatter it."""
+    if not (roles["role"] == "test").any():
         raise InputError(
-            f"The split file holds {len(folds)} folds, a run trains on one",
+            "The split has no test part, which the clean protocol scores",
             fix="Make one with: leukoscope split cells.parquet -o split.parquet --ratios 70/15/15",
             field="split",
         )
-    return given
+
+
+def one_fold(given: pd.DataFrame, fold: int | None) -> pd.DataFrame:
+    """The rows of one fold; InputError where it isn't there, or isn't named and there are more."""
+    folds = sorted(map(int, given["fold"].unique()))
+    if fold is None and len(folds) > 1:
+        raise InputError(
+            f"The split file holds {len(folds)} folds, a run trains on one",
+            fix=f"Name it with --fold, from {folds[0]} to {folds[-1]}.",
+            field="fold",
+        )
+    if fold is not None and fold not in folds:
+        raise InputError(
+            f"The split file has no fold {fold}; allowed: {', '.join(map(str, folds))}",
+            fix="Name one of these.",
+            field="fold",
+        )
+    return given if fold is None else given[given["fold"] == fold].reset_index(drop=True)
 
 
 def sample_table(

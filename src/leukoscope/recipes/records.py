@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import platform
 import shlex
@@ -24,7 +25,7 @@ from leukoscope.data.index import CellIndex
 from leukoscope.data.table import write_parquet
 from leukoscope.errors import InputError, some
 from leukoscope.evaluate.calibration import softmax
-from leukoscope.files import plain, sha256_of, write_json, write_text
+from leukoscope.files import plain, read_json, sha256_of, write_json, write_text
 from leukoscope.models.weights import Weights
 from leukoscope.recipes.deploy import Outputs
 from leukoscope.recipes.judgement import baseline, measure
@@ -34,13 +35,27 @@ PACKAGES = ("torch", "timm", "onnxruntime", "numpy", "opencv-python-headless", "
             "kornia", "pandas")  # fmt: skip
 
 
-def claim(out: Path, plan: Recipe, protocol: Protocol, resume: bool) -> Path:
-    """Take `out` as the run folder and write `recipe.toml`.
+def inputs_of(index: CellIndex, roles: pd.DataFrame, start: Weights) -> dict[str, Any]:
+    """What a run is made from beside its recipe: hashes of the images, split and weights."""
+    rows = roles.sort_values(["image", "role"])[["image", "role"]].to_csv(index=False)
+    return {
+        "images": index.sha256,
+        "split": hashlib.sha256(rows.encode("utf-8", "backslashreplace")).hexdigest(),
+        "weights": start.describe(),
+    }
 
-    InputError where another run stands there, or where `resume` meets other settings.
+
+def claim(
+    out: Path, plan: Recipe, protocol: Protocol, inputs: dict[str, Any], resume: bool
+) -> Path:
+    """Take `out` as the run folder; write `recipe.toml` and `checkpoints/inputs.json`.
+
+    InputError where another run stands there, or where `resume` meets another recipe, setting,
+    index, split or weights: half a run must not go on with other data.
     """
     path = out / "recipe.toml"
     text = tomli_w.dumps({"protocol": protocol, **plain(plan.resolved())})
+    given = out / "checkpoints" / "inputs.json"
     if path.exists():
         if not resume:
             raise InputError(
@@ -54,6 +69,14 @@ def claim(out: Path, plan: Recipe, protocol: Protocol, resume: bool) -> Path:
                 fix="Resume with the same ones, or choose another folder with -o.",
                 field="resume",
             )
+        changed = [k for k, v in read_json(given).items() if v != plain(inputs).get(k)]
+        if changed:
+            raise InputError(
+                f"The run in {out} was started with other {' and '.join(changed)}",
+                fix="Resume with the same ones, or choose another folder with -o.",
+                field="resume",
+            )
+    write_json(given, inputs)
     write_text(path, text)
     return out
 
@@ -158,6 +181,9 @@ def judge(
     part = frame[frame["role"] == role]
     result = {"role": role, "protocol": protocol, **measure(part, classes)}
     result["baseline"] = baseline(index, roles, role)
+    if result["baseline"]["colour_knn"] is None:
+        why = "the protocol scores views, and no image has a role of its own"
+        result["undefined"] |= {"baseline.majority": why, "baseline.colour_knn": why}
     write_json(run / "metrics.json", result)
 
 
@@ -197,7 +223,7 @@ def environment(
                 "n": len(index.frame),
                 "patients": int(index.frame["patient"].nunique()),
                 "sha256": sha256_of(cells),
-                "synthetic": "synthetic" in index.name.lower(),
+                "synthetic": index.synthetic,
             },
             "started": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(
                 timespec="seconds"

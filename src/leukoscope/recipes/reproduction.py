@@ -74,9 +74,7 @@ def _run(
     weights: str | None,
     settings: Sequence[str],
 ) -> None:
-    """One run, unless it stands finished already; half a run is gone on with."""
-    if (run / "environment.json").is_file():
-        return
+    """One run; a finished one is kept and half a one gone on with, if it was the same."""
     runner.train(
         recipe, cells, run, protocol=protocol, arm=arm, weights=weights, settings=settings,
         resume=(run / "recipe.toml").is_file(),
@@ -122,10 +120,10 @@ def _difference(published: Path, clean: Path) -> dict[str, dict[str, Any]]:
     return intervals.difference(
         judgement.scored(theirs, classes),
         judgement.scored(ours, classes),
-        judgement.groups_of(theirs),
+        judgement.units_of(theirs),
         images=_rows_of(theirs),
         images_b=_rows_of(ours),
-        groups_b=judgement.groups_of(ours),
+        groups_b=judgement.units_of(ours),
     )
 
 

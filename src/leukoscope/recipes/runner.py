@@ -37,6 +37,7 @@ def train(
     arm: str | None = None,
     weights: str | None = None,
     split: Path | None = None,
+    fold: int | None = None,
     settings: Sequence[str] = (),
     resume: bool = False,
     device: str = "auto",
@@ -44,8 +45,9 @@ def train(
     """Train one arm of a recipe on an index and judge it; returns the run folder.
 
     recipe: a shipped recipe's name or a TOML file. weights: `auto`, `none`, or a path; the arm's
-    own where None. settings: `key=value`. Raises InputError before any image is read where
-    something can't work, LeakError where the clean protocol meets a leaking split.
+    own where None. fold: which fold of a K-fold split file. settings: `key=value`. With `resume` a
+    finished run is returned as it is. Raises InputError before any image is read where something
+    can't work, LeakError where the clean protocol meets a leaking split.
     """
     began = time.time()
     if protocol not in PROTOCOLS:
@@ -60,14 +62,17 @@ def train(
 
     # Data: split first, look for leaks, list every view that takes part.
     copies = duplicates.find(index)
-    roles = image_split(index, plan, protocol, given, copies)
+    roles = image_split(index, plan, protocol, given, copies, fold)
     findings = audit(index, roles, found=copies)
     table = sample_table(index, roles, plan, pooled)
     classes = records.check_labels(index, table)
     # Before the folder is claimed, since weights that don't fit are found out here.
     head = list(plan.model.head)
     classifier = build(plan.model.backbone, head, len(classes), start, seed=plan.seed)
-    run = records.claim(output_folder(out), plan, protocol, resume)
+    inputs = records.inputs_of(index, table if pooled else roles, start)
+    run = records.claim(output_folder(out), plan, protocol, inputs, resume)
+    if resume and (run / "environment.json").is_file():
+        return run  # finished before
     records.keep_split(run, roles, table, findings, pooled)
 
     # Model: a backbone with its starting weights, a fresh head, the views it needs.

@@ -6,8 +6,10 @@ two runs at once, a crash or a changed setting can't give a wrong array, only a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ import platformdirs
 
 from leukoscope.files import atomic, to_json
 
+FORMAT = 1  # raised where a transform, an augmentation or an operation on features changes
 LIMIT = 20 * 2**30  # bytes; the oldest files go first
+GRACE = 24 * 3600  # seconds that a file is safe
 
 
 def folder() -> Path:
@@ -30,7 +34,8 @@ class ArrayCache:
     """Blocks of arrays under one set of settings, addressed by the SHA-256 of the image."""
 
     def __init__(self, kind: str, settings: Mapping[str, Any]) -> None:
-        key = hashlib.sha256(to_json(dict(settings)).encode()).hexdigest()[:24]
+        stated = {"format": FORMAT, **settings}
+        key = hashlib.sha256(to_json(stated).encode()).hexdigest()[:24]
         self.root = folder() / kind / key
 
     def path(self, sha256: str, block: str) -> Path:
@@ -52,11 +57,15 @@ class ArrayCache:
 
 def trim(limit: int = LIMIT) -> None:
     """Delete the oldest blocks until the cache holds at most `limit` bytes."""
-    files = [(f, f.stat()) for f in folder().rglob("*.npy")] if folder().is_dir() else []
+    files = []
+    for path in folder().rglob("[!.]*.npy") if folder().is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # another run trims as well
+            files.append((path, path.stat()))
     files.sort(key=lambda item: item[1].st_mtime)
     total = sum(status.st_size for _, status in files)
     for path, status in files:
-        if total <= limit:
+        # What a run beside this one may be using is young.
+        if total <= limit or time.time() - status.st_mtime < GRACE:
             return
         path.unlink(missing_ok=True)
         total -= status.st_size

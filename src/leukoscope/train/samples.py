@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from leukoscope.compat import import_timm
 from leukoscope.files import explain_os_errors
 from leukoscope.models.classifier import Classifier, Pooled
 from leukoscope.models.graph import session_of, to_onnx
@@ -105,10 +106,12 @@ def feature_samples(
 
     `identity` names the backbone and its weights: with the settings it keys what is kept.
     """
-    cache = ArrayCache("features", {**settings.key(), **identity})
+    size = size_of(files, settings)
+    identity = {**identity, "timm": import_timm().__version__, "device": device.split(":")[0]}
+    cache = ArrayCache("features", {**settings.key(), "size": size, **identity})
     extract = _Extractor(classifier, weights, device)
     wanted = _blocks(table, files)
-    fill(files.values(), lambda f: wanted[f.sha256], settings, cache, extract, "Features")
+    fill(files.values(), lambda f: wanted[f.sha256], settings, size, cache, extract, "Features")
     hashes = [files[image].sha256 for image in table["image"]]
     first = get(cache, hashes[0], int(table["view"].iloc[0]))
     # Unlinked at once, so that a killed run leaves nothing behind; written, not mapped, since
@@ -118,7 +121,7 @@ def feature_samples(
             scratch.write(np.asarray(get(cache, sha256, int(view)), np.float32).tobytes())
         scratch.flush()
         features = np.memmap(scratch, dtype=np.float32, mode="r", shape=(len(table), len(first)))
-    return FeatureSamples(features, _size(files, settings))
+    return FeatureSamples(features, size)
 
 
 def pixel_samples(
@@ -130,13 +133,21 @@ def pixel_samples(
 ) -> PixelSamples:
     """Make every view of `table` (image, view) that isn't kept yet, as uint8 pixels."""
     caches.trim()
-    cache = ArrayCache("views", settings.key())
+    size = size_of(files, settings)
+    cache = ArrayCache("views", {**settings.key(), "size": size})
     wanted = _blocks(table, files)
-    fill(files.values(), lambda f: wanted[f.sha256], settings, cache, lambda views: views, "Views")
+    fill(
+        files.values(),
+        lambda f: wanted[f.sha256],
+        settings,
+        size,
+        cache,
+        lambda views: views,
+        "Views",
+    )
     hashes = [files[image].sha256 for image in table["image"]]
     views = [int(view) for view in table["view"]]
-    height, width = get(cache, hashes[0], views[0]).shape[:2]
-    return PixelSamples(cache, hashes, views, weights, (height, width), device)
+    return PixelSamples(cache, hashes, views, weights, size, device)
 
 
 def _blocks(table: pd.DataFrame, files: dict[str, ImageFile]) -> dict[str, list[str]]:
@@ -147,8 +158,9 @@ def _blocks(table: pd.DataFrame, files: dict[str, ImageFile]) -> dict[str, list[
     return {sha256: sorted(blocks) for sha256, blocks in wanted.items()}
 
 
-def _size(files: dict[str, ImageFile], settings: ViewSettings) -> tuple[int, int]:
-    height, width = prepare(next(iter(files.values())).path, settings).shape[:2]
+def size_of(files: dict[str, ImageFile], settings: ViewSettings) -> tuple[int, int]:
+    """Height and width of images after preprocessing, by the first of them."""
+    height, width = prepare(next(iter(files.values())), settings).shape[:2]
     return height, width
 
 

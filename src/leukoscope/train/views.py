@@ -6,6 +6,7 @@ protocol and arm sees the same views and what one run made serves the next.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from leukoscope.errors import InputError
+from leukoscope.errors import InputError, UnreadableError
 from leukoscope.imaging.augmentation import augment, view_generator
 from leukoscope.imaging.pipeline import apply
-from leukoscope.imaging.read import read_image
+from leukoscope.imaging.read import read_bytes, read_bytes_image
 from leukoscope.parallel import ahead
 from leukoscope.progress import track
 from leukoscope.train.cache import ArrayCache
@@ -51,9 +52,27 @@ class ViewSettings:
         }
 
 
-def prepare(path: Path, settings: ViewSettings) -> np.ndarray:
-    """The image after the preprocessing chain, uint8 (h, w, 3)."""
-    return apply(read_image(path), settings.preprocessing)
+def prepare(image: ImageFile, settings: ViewSettings) -> np.ndarray:
+    """The image after the preprocessing chain, uint8 (h, w, 3).
+
+    InputError where the file is no longer the one that was indexed: what was checked for leaks
+    and what is kept under its hash must be what is trained on.
+    """
+    try:
+        data = read_bytes(image.path)
+        if hashlib.sha256(data).hexdigest() != image.sha256:
+            raise InputError(
+                f"{image.path} has changed since it was indexed",
+                fix="Index the folder again.",
+                field="cells",
+            )
+        return apply(read_bytes_image(data), settings.preprocessing)
+    except UnreadableError as problem:
+        raise InputError(
+            f"{image.path} can't be read any more: {problem.message}",
+            fix="Index the folder again, which leaves it out.",
+            field="cells",
+        ) from None
 
 
 def augmented(image: np.ndarray, sha256: str, settings: ViewSettings) -> np.ndarray:
@@ -73,11 +92,14 @@ def fill(
     images: Iterable[ImageFile],
     blocks: Callable[[ImageFile], Sequence[str]],
     settings: ViewSettings,
+    size: tuple[int, int],
     cache: ArrayCache,
     make: Maker,
     description: str,
 ) -> None:
     """Make every missing block of every image and keep it, one image a thread.
+
+    size: height and width that every image must have after preprocessing (InputError otherwise).
 
     Each thread computes alone: images are many and small, so that splitting one image's work
     between cores would cost more than it gains.
@@ -90,21 +112,21 @@ def fill(
 
     def work(item: tuple[ImageFile, list[str]]) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
         image, wanted = item
-        pixels = prepare(image.path, settings)
+        pixels = prepare(image, settings)
         views = {"original": lambda: pixels[None],
                  "augmented": lambda: augmented(pixels, image.sha256, settings)}  # fmt: skip
         return pixels.shape, {block: make(views[block]()) for block in wanted}
 
-    shape: tuple[int, ...] | None = None
+    # Asking fixes this thread's own number before the workers' one becomes everybody's default.
+    torch.get_num_threads()
     made = ahead(work, todo.values(), start=lambda: torch.set_num_threads(1))
     for (image, _), (found, arrays) in track(
         zip(todo.values(), made, strict=True), description, total=len(todo)
     ):
-        shape = shape or found
-        if found != shape:
+        if found[:2] != size:
             raise InputError(
                 f"After preprocessing {image.path.name} is {found[1]}x{found[0]} "
-                f"and others are {shape[1]}x{shape[0]}",
+                f"and others are {size[1]}x{size[0]}",
                 fix="Put a resize step with a fixed size into the preprocessing chain.",
                 field="preprocessing",
             )
