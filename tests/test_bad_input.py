@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from commands import GARBAGE, TINY, Made, call, done, picture, refused
+from leukoscope.data import synthetic
 from leukoscope.data.index import load
 
 # --- index --------------------------------------------------------------------------------------
@@ -137,7 +138,10 @@ def test_images_that_vanished_since(made: Made, tmp_path: Path, monkeypatch: Any
     run = ("train", "lightweight-cnn", cells, "--split", made.split, *TINY, "-o")
     assert "there is no such file" in refused(*run, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
-    assert "can't be read" in refused("evaluate", made.bundle, "--on", cells)
+    synthetic.make(tmp_path / "other", images=24, size=64, patients=3, seed=5, leaks=False)
+    done("index", tmp_path / "other" / "cells.csv", "-o", tmp_path / "other.parquet")
+    shutil.rmtree(tmp_path / "other" / "images" / "monocyte")
+    assert "can't be read" in refused("evaluate", made.bundle, "--on", tmp_path / "other.parquet")
     shutil.rmtree(smear)
     assert "there is no such file" in refused(*run, tmp_path / "run2")
 

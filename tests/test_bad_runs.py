@@ -216,7 +216,7 @@ def test_comparisons_that_cant_be_made(made: Made, tmp_path: Path) -> None:
     refused("compare", first)
     refused("compare", first, first)
     refused("compare", first, tmp_path / "nothing.csv")
-    assert "share no image" in refused(
+    assert "no image in common" in refused(
         "compare", first, table("b.csv", "image,label,predicted\nz,a,b\n")
     )
     assert "more than once" in refused(

@@ -290,7 +290,7 @@ def test_an_external_index_is_judged_and_known_images_are_refused(
     assert found["n"] == 40
     assert found["role"] == "external"
     assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 40
-    with pytest.raises(LeakError, match="the very images"):
+    with pytest.raises(LeakError, match="in the run's own data"):
         api.evaluate(run, on=Path(_index_of(run)))
 
 
