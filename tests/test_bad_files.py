@@ -317,7 +317,11 @@ def test_a_read_only_folder(made: Made, tmp_path: Path) -> None:
 
 # --- the process --------------------------------------------------------------------------------
 
-_START = "import leukoscope.cli.main as m; print('ready', flush=True); m.run()"
+# As from a terminal: a test run in the background hands on ctrl-C as a signal to be ignored.
+_START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "import leukoscope.cli.main as m; print('ready', flush=True); m.run()"
+)
 
 
 def stop(after: float | Path, *arguments: object) -> tuple[int, str]:
@@ -394,7 +398,11 @@ def test_ctrl_c_in_a_callback_is_not_lost(monkeypatch: pytest.MonkeyPatch, tmp_p
         time.sleep(10)
 
     monkeypatch.setattr("leukoscope.api.index", interrupted)
-    assert call("index", tmp_path, "-o", tmp_path / "c") == Answer(2, "", STOPPED)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert call("index", tmp_path, "-o", tmp_path / "c") == Answer(2, "", STOPPED)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

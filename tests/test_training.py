@@ -72,7 +72,10 @@ def test_views_are_functions_of_content_seed_and_number(files: dict[str, ImageFi
     assert not np.array_equal(views, augmented(image, "0" * 64, VIEWS))
 
 
-def test_the_cache_keeps_by_content_and_survives_damage() -> None:
+def test_the_cache_keeps_by_content_and_survives_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
     cache = ArrayCache("test", {"a": 1})
     assert cache.get("ab" * 32, "original") is None
     cache.put("ab" * 32, "original", np.arange(6).reshape(2, 3))
