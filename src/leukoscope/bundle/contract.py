@@ -147,13 +147,7 @@ class Contract(Part):
 
 def read(folder: Path) -> Contract:
     """The checked contract in a bundle's or a run's model folder; InputError otherwise."""
-    path = folder / CONTRACT
-    if not path.is_file():
-        raise InputError(
-            f"{folder} is no bundle: it holds no {CONTRACT}",
-            fix="Make one with: leukoscope export RUN -o BUNDLE",
-            field="bundle",
-        )
+    path = _present(folder, CONTRACT)
     try:
         contract = Contract.model_validate(read_json(path))
     except ValidationError as problem:
@@ -168,15 +162,20 @@ def read(folder: Path) -> Contract:
     return contract
 
 
-def verify_graph(folder: Path, contract: Contract) -> Path:
-    """The path of the graph, once its SHA-256 is the one the contract states."""
-    path = folder / GRAPH
+def _present(folder: Path, name: str) -> Path:
+    path = folder / name
     if not path.is_file():
         raise InputError(
-            f"{folder} is no bundle: it holds no {GRAPH}",
+            f"{folder} is no bundle: it holds no {name}",
             fix="Make one with: leukoscope export RUN -o BUNDLE",
             field="bundle",
         )
+    return path
+
+
+def verify_graph(folder: Path, contract: Contract) -> Path:
+    """The path of the graph, once its SHA-256 is the one the contract states."""
+    path = _present(folder, GRAPH)
     if sha256_of(path) != contract.model.sha256:
         raise InputError(
             f"{path} isn't the file its contract was written for (SHA-256 differs)",

@@ -51,15 +51,13 @@ def calibrate(
     Under the published protocol validation is what is scored, so nothing is fitted to it.
     """
     logits, features = (part.numpy() for part in said["validation"])
-    labels = _codes(table, "validation", classes)[: len(logits)]
-    clean = protocol == "clean"
-    temperature = fit_temperature(logits, labels) if clean else 1.0
-    probs = softmax(logits, temperature)
-    sets = novelty = None
-    if clean:
+    temperature, sets, novelty = 1.0, None, None
+    if protocol == "clean":
+        labels = _codes(table, "validation", classes)
+        temperature = fit_temperature(logits, labels)
         sets = PredictionSets(
             coverage=COVERAGE,
-            thresholds=fit_conformal(probs, labels, coverage=COVERAGE),
+            thresholds=fit_conformal(softmax(logits, temperature), labels, coverage=COVERAGE),
             calibrated_on=len(labels),
         )
         novelty = fit_novelty(

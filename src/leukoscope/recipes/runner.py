@@ -90,6 +90,7 @@ def train(
     said = {
         role: outputs(classifier, samples, records.scored_rows(table, role, pooled))
         for role in table["role"].unique()
+        if role != "train" or protocol == "clean"  # novelty, fitted under clean alone, needs it
     }
     contract = deploy.calibrate(plan, protocol, index, start, samples.input_size, classes,
                                 table, said)  # fmt: skip
