@@ -14,7 +14,13 @@ from scipy import ndimage
 
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.imaging import augmentation_ops as ops
-from leukoscope.imaging.augmentation import augment, augmentations, check, view_generator
+from leukoscope.imaging.augmentation import (
+    augment,
+    augment_masks,
+    augmentations,
+    check,
+    view_generator,
+)
 from leukoscope.registry import keyword_parameters
 
 SEED = 7
@@ -344,6 +350,75 @@ def test_geometric_operations_are_composed_in_order() -> None:
     names[2]["fill"] = "black"
     split = augment(image[None], [np.random.default_rng(1)], names)
     assert (at_once - split)[..., 24:72, 24:72].abs().max() < 0.02
+
+
+# Masks move with their images
+
+GEOMETRIC = [
+    name
+    for name in ALL
+    if isinstance(
+        augmentations[name](ops.Draw(np.random.default_rng(0), 8, 8)),
+        ops.Geometric,
+    )
+]
+
+
+def discs(n: int = 6, height: int = 64, width: int = 80) -> torch.Tensor:
+    """Drawn discs (n, 1, h, w), 1 inside, soft edges, away from the border."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    away = torch.hypot(x - 0.45 * width, y - 0.55 * height)
+    return (0.16 * height - away + 0.5).clamp(0, 1).expand(n, 1, -1, -1).contiguous()
+
+
+def moved(
+    masks: torch.Tensor, images: torch.Tensor, chain: list[dict[str, Any]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks (n, h, w) and images (n, 3, h, w) under the same draws."""
+    rngs = [[view_generator(SEED, f"image-{i}", 0) for i in range(len(masks))] for _ in range(2)]
+    return augment_masks(masks, rngs[0], chain)[:, 0], augment(images, rngs[1], chain)
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_a_mask_goes_where_its_image_goes(name: str) -> None:
+    masks = discs()
+    filled = "fill" in keyword_parameters(augmentations[name])
+    settings = {"fill": "black"} if filled else {}
+    chain = [{"operation": name, "p": 0.7, **settings}]
+    mask, image = moved(masks, masks.expand(-1, 3, -1, -1).contiguous(), chain)
+    # A black image with a white disc is its own mask.
+    torch.testing.assert_close(mask.unsqueeze(1).expand_as(image), image, atol=1e-6, rtol=0)
+    assert name == "elastic" or not torch.equal(mask, masks[:, 0])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_mask_goes_where_its_image_goes_through_all_operations(order: int) -> None:
+    """Photometric operations draw, too: were the streams to differ, discs would lie apart."""
+    masks = discs()
+    images = (0.9 - 0.6 * masks).expand(-1, 3, -1, -1).contiguous()
+    mild: dict[str, dict[str, Any]] = {
+        "scale": {"factor": [0.8, 1.1]},
+        "random_resized_crop": {"scale": [0.8, 1.0], "ratio": [0.9, 1.1]},
+        "elastic": {"alpha": 60.0},
+    }
+    chain = [{"operation": name, "p": 0.8, **mild.get(name, {})} for name in ALL][::order]
+    mask, image = moved(masks, images, chain)
+    assert mask.shape == (6, 64, 80) and 0 <= mask.min() <= mask.max() <= 1
+    for seen, changed in zip(mask, image.mean(1), strict=True):
+        dark = changed < (changed.median() + changed.min()) / 2
+        inside = seen > 0.5
+        assert (dark & inside).sum() / (dark | inside).sum() > 0.85
+    untouched, _ = moved(masks, images, [{"operation": "gaussian_noise"}, {"operation": "hue"}])
+    assert torch.equal(untouched, masks[:, 0])
+
+
+def test_a_mask_is_not_continued_beyond_the_border() -> None:
+    masks = discs(1)
+    chain = [{"operation": "translate", "fraction": [0.4, 0.4], "fill": "reflect"}]
+    mask, _ = moved(masks, masks.expand(-1, 3, -1, -1).contiguous(), chain)
+    assert 0 < mask.sum() < 0.95 * masks.sum()
+    with pytest.raises(ValueError, match="1, h, w"):
+        augment_masks(masks.expand(-1, 3, -1, -1), [np.random.default_rng(0)], [])
 
 
 # Photometric operations against Pillow, colorsys and SciPy

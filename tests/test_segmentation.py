@@ -13,7 +13,15 @@ import pytest
 
 from leukoscope.errors import InputError
 from leukoscope.imaging import segmentation
-from leukoscope.imaging.cells import Box, crop, find_cells, main_cell, square
+from leukoscope.imaging.cells import (
+    Box,
+    box_of,
+    crop,
+    find_cells,
+    main_cell,
+    main_nucleus,
+    square,
+)
 from leukoscope.imaging.segmentation import nucleus_components, segment
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "segmentation.py"
@@ -86,7 +94,7 @@ def test_masks_of_any_size_are_zero_or_255(method: str, shape: tuple[int, int]) 
 def test_a_plain_background_holds_no_nucleus() -> None:
     plain = np.full((200, 200, 3), (230, 225, 214), np.uint8)
     assert not segment(plain).any() and find_cells(plain) == []
-    assert main_cell(plain) == Box(0, 0, 200, 200)
+    assert main_cell(plain) == Box(0, 0, 200, 200) and not main_nucleus(plain).any()
 
 
 def test_black_corners_of_the_field_stop_are_no_nuclei(benchmark: ModuleType) -> None:
@@ -152,6 +160,33 @@ def test_the_box_holds_the_cytoplasm() -> None:
     (found,) = find_cells(image)
     assert found.intersection_over_union(Box(144, 144, 112, 112)) > 0.8
     assert main_cell(image) == found
+
+
+def test_the_main_nucleus_is_that_of_the_largest_cell() -> None:
+    image, truth = smear(300, [(0.25, 0.3, 0.08), (0.65, 0.6, 0.12)])
+    truth[:150, :130] = 0
+    found = main_nucleus(image)
+    assert found.shape == (300, 300) and found.dtype == bool
+    assert 2 * (found & (truth > 0)).sum() / (found.sum() + (truth > 0).sum()) > 0.93
+    assert main_cell(image) == box_of(found)
+    assert main_cell(image) in find_cells(image)
+
+
+def test_of_equal_cells_the_middle_one_is_the_main_one() -> None:
+    image = np.full((300, 300, 3), (232, 226, 214), np.uint8)
+    for x in (60, 160, 260):
+        cv2.circle(image, (x, 150), 24, (110, 62, 150), -1)
+    rows, columns = np.nonzero(main_nucleus(image))
+    assert abs(rows.mean() - 150) < 2 and abs(columns.mean() - 160) < 2
+
+
+def test_the_box_around_a_nucleus_stays_inside_and_of_nothing_is_everything() -> None:
+    mask = np.zeros((50, 70), bool)
+    assert box_of(mask) == Box(0, 0, 70, 50)
+    mask[20:40, 30:50] = True
+    assert box_of(mask) == Box(27, 17, 26, 26)
+    mask[:] = True
+    assert box_of(mask) == Box(0, 0, 70, 50)
 
 
 def test_crops_are_square_and_centred_also_at_the_border() -> None:

@@ -13,7 +13,7 @@ smear's background goes on, where black corners would be a shortcut), `edge`, `w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ from leukoscope.imaging.augmentation_ops import (
     smoothing,
 )
 
-__all__ = ["augment", "augmentations", "check", "view_generator"]
+__all__ = ["augment", "augment_masks", "augmentations", "check", "view_generator"]
 
 Chain = Sequence[Mapping[str, Any]]
 
@@ -60,8 +60,13 @@ class _Step:
 class _Run:
     """Consecutive steps done at once: one photometric, or geometric ones of one fill."""
 
+    geometric: bool
     columns: list[int] = field(default_factory=list)
     fill: str | None = None
+
+
+_Drawn = Sequence[Sequence[Geometric | Photometric | None]]
+"""What was drawn, image by image, step by step."""
 
 
 def view_generator(seed: int, image_id: str, view: int) -> np.random.Generator:
@@ -109,51 +114,79 @@ def augment(images: Tensor, generators: Sequence[np.random.Generator], chain: Ch
     The result has the same shape, device and range. Raises InputError as `check` does, ValueError
     where shapes don't fit.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32:
-        raise ValueError(f"images: {tuple(images.shape)} {images.dtype}, not (n, 3, h, w) float32")
+    return _in_parts(images, 3, generators, chain, _augment)
+
+
+def augment_masks(masks: Tensor, generators: Sequence[np.random.Generator], chain: Chain) -> Tensor:
+    """Masks (n, 1, h, w), float32 in [0, 1], moved as `augment` moves the images they belong to.
+
+    Equal generators and chain give the same geometry. Photometric operations draw their parameters
+    but change nothing, and what is uncovered is 0 whatever the `fill`: a cell's mirror image
+    beyond the border is not the cell. Same shape, device and range; raises as `augment` does.
+    """
+    return _in_parts(masks, 1, generators, chain, _move)
+
+
+def _in_parts(
+    images: Tensor,
+    channels: int,
+    generators: Sequence[np.random.Generator],
+    chain: Chain,
+    change: Callable[[Tensor, list[_Run], _Drawn], Tensor],
+) -> Tensor:
+    if images.ndim != 4 or images.shape[1] != channels or images.dtype != torch.float32:
+        got = f"{tuple(images.shape)} {images.dtype}"
+        raise ValueError(f"images: {got}, not (n, {channels}, h, w) float32")
     if len(generators) != len(images):
         raise ValueError(f"{len(generators)} generators for {len(images)} images")
+    height, width = images.shape[-2:]
     # On a CPU a few images at a time stay in its cache; an accelerator wants them all.
     size = 4 if images.device.type == "cpu" else max(1, len(images))
     result = torch.empty_like(images)
     # Views don't depend on the precision that the training around them chose.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         steps = _steps(chain)
+        runs = _runs(steps)
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            torch.clamp(_augment(images[part], generators[part], steps), 0, 1, out=result[part])
+            drawn = [[step.draw(rng, height, width) for step in steps] for rng in generators[part]]
+            torch.clamp(change(images[part], runs, drawn), 0, 1, out=result[part])
     return result
 
 
-def _augment(
-    images: Tensor, generators: Sequence[np.random.Generator], steps: Sequence[_Step]
-) -> Tensor:
-    height, width = images.shape[-2:]
-    drawn = [[step.draw(rng, height, width) for step in steps] for rng in generators]
-    for run in _runs(steps):
-        if isinstance(steps[run.columns[0]].example, Geometric):
-            geometric = [[row[column] for row in drawn] for column in run.columns]
-            images = _warp(images, geometric, run.fill or "reflect")  # type: ignore[arg-type]
+def _augment(images: Tensor, runs: list[_Run], drawn: _Drawn) -> Tensor:
+    for run in runs:
+        if run.geometric:
+            images = _warp(images, _columns(run, drawn), run.fill or "reflect")
         else:
             photometric = [row[run.columns[0]] for row in drawn]
             images = _change(images, photometric)  # type: ignore[arg-type]
     return images
 
 
+def _move(masks: Tensor, runs: list[_Run], drawn: _Drawn) -> Tensor:
+    for run in runs:
+        if run.geometric:
+            masks = _warp(masks, _columns(run, drawn), "black")
+    return masks
+
+
+def _columns(run: _Run, drawn: _Drawn) -> list[list[Geometric | None]]:
+    return [[row[column] for row in drawn] for column in run.columns]  # type: ignore[misc]
+
+
 def _runs(steps: Sequence[_Step]) -> list[_Run]:
     """The steps' columns in groups. It looks at the chain alone, never at what was drawn, so that
     an image's result can't depend on its batch."""
     runs: list[_Run] = []
-    open_run = False
     for column, step in enumerate(steps):
         geometric = isinstance(step.example, Geometric)
         fill = step.example.fill if isinstance(step.example, Geometric) else None
-        fits = open_run and geometric and (not fill or not runs[-1].fill or fill == runs[-1].fill)
-        if not fits:
-            runs.append(_Run())
+        joins = bool(runs) and geometric and runs[-1].geometric
+        if not joins or (fill and runs[-1].fill and fill != runs[-1].fill):
+            runs.append(_Run(geometric))
         runs[-1].columns.append(column)
         runs[-1].fill = runs[-1].fill or fill
-        open_run = geometric
     return runs
 
 

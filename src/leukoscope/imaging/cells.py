@@ -49,25 +49,54 @@ def find_cells(field: np.ndarray) -> list[Box]:
     widened to its cell. No scale is assumed; without nuclei the list is empty. Raises InputError
     for another kind of image.
     """
-    require_rgb(field)
-    labels = _nuclei(_with_contrast(nucleus(field), nuclear_dye(field)))
-    boxes = [_cell_box(labels == label) for label in np.unique(labels[labels > 0])]
+    labels = _nuclei(field)
+    boxes = [box_of(labels == label) for label in np.unique(labels[labels > 0])]
     return sorted(boxes, key=lambda box: (box.y, box.x))
+
+
+def main_nucleus(image: np.ndarray) -> np.ndarray:
+    """The nucleus, bool (H, W), of the cell that a single-cell image, uint8 RGB (H, W, 3), shows.
+
+    Of the nuclei of `find_cells` the one with the largest `box_of`, of equals the one nearest to
+    the middle; False everywhere where none is found. Raises InputError for another kind of image.
+    """
+    labels = _nuclei(image)
+    height, width = labels.shape
+
+    def rank(label: int) -> tuple[int, float]:
+        box = box_of(labels == label)
+        across, down = box.x + box.width / 2 - width / 2, box.y + box.height / 2 - height / 2
+        return box.area, -(across**2 + down**2)
+
+    # No pixel has label -1.
+    return labels == max(np.unique(labels[labels > 0]).tolist(), key=rank, default=-1)
 
 
 def main_cell(image: np.ndarray) -> Box:
     """The box of the cell that a single-cell image, uint8 RGB (H, W, 3), shows.
 
-    The largest of `find_cells`, of equals the one nearest to the middle; the whole image where no
-    nucleus is found.
+    `box_of` its `main_nucleus`; the whole image where none is found.
     """
-    height, width = image.shape[:2]
+    return box_of(main_nucleus(image))
 
-    def rank(box: Box) -> tuple[int, float]:
-        across, down = box.x + box.width / 2 - width / 2, box.y + box.height / 2 - height / 2
-        return box.area, -(across**2 + down**2)
 
-    return max(find_cells(image), key=rank, default=Box(0, 0, width, height))
+def box_of(nucleus: np.ndarray) -> Box:
+    """The whole cell's box around its nucleus, a boolean mask (H, W), clipped to the image.
+
+    Cytoplasm adds about a third to a nucleus's extent, and a cell is rounder than its nucleus.
+    An empty mask gives the whole image.
+    """
+    x, y, width, height = cv2.boundingRect(nucleus.astype(np.uint8))
+    if width == 0:
+        return Box(0, 0, nucleus.shape[1], nucleus.shape[0])
+    longer = max(width, height)
+    across = max(width, 0.75 * longer) + CYTOPLASM * longer
+    down = max(height, 0.75 * longer) + CYTOPLASM * longer
+    left, top = x + (width - across) / 2, y + (height - down) / 2
+    limits = nucleus.shape[::-1] * 2
+    corners = np.rint([left, top, left + across, top + down]).clip(0, limits).astype(int)
+    first_x, first_y, last_x, last_y = corners.tolist()
+    return Box(first_x, first_y, last_x - first_x, last_y - first_y)
 
 
 def crop(field: np.ndarray, boxes: Sequence[Box], margin: float = 0.1) -> list[np.ndarray]:
@@ -117,7 +146,13 @@ def _with_contrast(mask: np.ndarray, dye: np.ndarray) -> np.ndarray:
     return (mean >= NUCLEAR_CONTRAST)[labels].astype(np.uint8)
 
 
-def _nuclei(mask: np.ndarray) -> np.ndarray:
+def _nuclei(field: np.ndarray) -> np.ndarray:
+    """A label for each nucleus of uint8 RGB (H, W, 3), as `_joined` gives them."""
+    require_rgb(field)
+    return _joined(_with_contrast(nucleus(field), nuclear_dye(field)))
+
+
+def _joined(mask: np.ndarray) -> np.ndarray:
     """A label for each nucleus (H, W): lobes of one joined, touching ones separated; 0 outside."""
     count, parts, stats, _ = cv2.connectedComponentsWithStats(mask)
     areas = stats[1:, cv2.CC_STAT_AREA]
@@ -147,19 +182,3 @@ def _separate(labels: np.ndarray, inside: np.ndarray) -> None:
     ]
     nearest = np.argmin(distances, axis=0)
     labels[inside] = labels.max() + 1 + nearest[inside]
-
-
-def _cell_box(nucleus: np.ndarray) -> Box:
-    """The whole cell's box around its nucleus, a boolean mask (H, W), clipped to the field.
-
-    Cytoplasm adds about a third to a nucleus's extent, and a cell is rounder than its nucleus.
-    """
-    x, y, width, height = cv2.boundingRect(nucleus.astype(np.uint8))
-    longer = max(width, height)
-    across = max(width, 0.75 * longer) + CYTOPLASM * longer
-    down = max(height, 0.75 * longer) + CYTOPLASM * longer
-    left, top = x + (width - across) / 2, y + (height - down) / 2
-    limits = nucleus.shape[::-1] * 2
-    corners = np.rint([left, top, left + across, top + down]).clip(0, limits).astype(int)
-    first_x, first_y, last_x, last_y = corners.tolist()
-    return Box(first_x, first_y, last_x - first_x, last_y - first_y)
