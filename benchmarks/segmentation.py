@@ -2,16 +2,17 @@
 
     python benchmarks/segmentation.py [DATA] [--every N]
 
-DATA holds `bccd/{images,nucleus,annotations}` (default: ../shared/data). Prints, for the whole set
-and for the half that nothing was developed on, the median and 10th percentile of Dice of every
-method; the same for `nucleus` under shifts of colour, light and stain and on single-cell crops of
-120 to 640 px; and recall and precision of `find_cells` at IoU .5 at three magnifications. Takes
-every N-th image only, for a quick look.
+DATA holds `bccd/{images,nucleus,annotations}` (default: ../shared/data). Prints Markdown: median
+and 10th percentile of Dice of every method on the half that things were developed on and on the
+half that only confirms; recall and precision of `find_cells` at IoU .5; and, on the second
+half, `nucleus` at other sizes, in other stains and light, on whole fields and on single-cell crops.
+`--every N` takes every N-th image only, for a quick look.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,10 +22,20 @@ import numpy as np
 
 from leukoscope.imaging.cells import Box, find_cells
 from leukoscope.imaging.read import read_image
-from leukoscope.imaging.segmentation import Method, segment
+from leukoscope.imaging.segmentation import segment
+from leukoscope.parallel import ahead
 
 Pair = tuple[np.ndarray, np.ndarray]
 Shift = Callable[[np.ndarray], np.ndarray]
+Counts = tuple[int, int, int]
+
+METHODS: dict[str, Shift] = {
+    "nucleus": segment,
+    "otsu, dark": lambda image: segment(image, "otsu", "dark"),
+    "otsu, bright": lambda image: segment(image, "otsu", "bright"),
+    "hsv": lambda image: segment(image, "hsv"),
+}
+CROPS = (120, 160, 224, 320, 480, 640)
 
 
 def names(bccd: Path) -> list[str]:
@@ -62,8 +73,21 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
     return 2 * int((first & second).sum()) / total if total else 1.0
 
 
-def single_cells(pairs: Iterable[Pair]) -> list[Pair]:
-    """Square crops around each nucleus, 1.3 to 3 times its size, at 120 to 640 px."""
+def resized(pair: Pair, height: int, width: int) -> Pair:
+    """An image and its mask at another size."""
+    image, mask = pair
+    how = cv2.INTER_AREA if height < mask.shape[0] else cv2.INTER_CUBIC
+    inside = cv2.resize(mask.astype(np.float32), (width, height), interpolation=how)
+    return cv2.resize(image, (width, height), interpolation=how), inside > 0.5
+
+
+def scaled(pair: Pair, scale: float) -> Pair:
+    height, width = pair[1].shape
+    return resized(pair, round(scale * height), round(scale * width))
+
+
+def single_cells(pairs: Iterable[Pair], size: int | None = None) -> list[Pair]:
+    """Square crops around each nucleus, 1.3 to 3 times its size, at `size` px or one of CROPS."""
     generator, crops = np.random.default_rng(5), []
     for image, mask in pairs:
         near = cv2.dilate(mask.astype(np.uint8), np.ones((25, 25), np.uint8))
@@ -73,16 +97,10 @@ def single_cells(pairs: Iterable[Pair]) -> list[Pair]:
             left = int(np.clip(x + width / 2 + shift[0] - side / 2, 0, mask.shape[1] - side))
             top = int(np.clip(y + height / 2 + shift[1] - side / 2, 0, mask.shape[0] - side))
             window = slice(top, top + side), slice(left, left + side)
-            size = int(generator.choice([120, 160, 224, 300, 360, 480, 640]))
-            shrink = size < side
-            cut = cv2.resize(
-                image[window],
-                (size, size),
-                interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC,
-            )
-            inside = cv2.resize(mask[window].astype(np.float32), (size, size)) > 0.5
-            if inside.any():
-                crops.append((cut, inside))
+            drawn = int(generator.choice(CROPS))
+            crop = resized((image[window], mask[window]), size or drawn, size or drawn)
+            if crop[1].any():
+                crops.append(crop)
     return crops
 
 
@@ -118,6 +136,17 @@ def stain(matrix: Sequence[Sequence[float]]) -> Shift:
     return shift
 
 
+def dyes(function: Shift) -> Shift:
+    """Change the optical density of all channels: how much dye, or how it rises."""
+
+    def shift(image: np.ndarray) -> np.ndarray:
+        light = np.percentile(image.reshape(-1, 3), 95, axis=0)
+        density = np.maximum(-np.log10(np.maximum(image, 1) / light), 0)
+        return np.clip(light * 10 ** -function(density), 0, 255).astype(np.uint8)
+
+    return shift
+
+
 def noise(image: np.ndarray) -> np.ndarray:
     added = np.random.default_rng(1).normal(0, 8, image.shape)
     return np.clip(image + added, 0, 255).astype(np.uint8)
@@ -137,6 +166,10 @@ SHIFTS: dict[str, Shift] = {
     "gamma 1.6": levels(lambda x: 255 * (x / 255) ** 1.6),
     "yellow light": tint(1, 0.95, 0.7),
     "blue light": tint(0.75, 0.85, 1),
+    "0.6 of the dye": dyes(lambda density: 0.6 * density),
+    "1.5 of the dye": dyes(lambda density: 1.5 * density),
+    "density ^ 0.8": dyes(lambda density: density**0.8),
+    "density ^ 1.25": dyes(lambda density: density**1.25),
     "less eosin": stain([[1.2, 0, 0], [0, 0.7, 0.1], [0, 0.3, 1]]),
     "redder nuclei": stain([[0.6, 0.15, 0], [0, 1.1, 0], [0, 0.1, 1.3]]),
     "bluer nuclei": stain([[1.3, 0.2, 0], [0.3, 0.9, 0], [0.3, 0, 0.7]]),
@@ -145,29 +178,94 @@ SHIFTS: dict[str, Shift] = {
 }
 
 
-def score(pairs: Sequence[Pair], method: Method = "nucleus", shift: Shift = SHIFTS["none"]) -> str:
-    values = [dice(segment(shift(image), method) > 0, mask) for image, mask in pairs]
+def scores(pairs: Sequence[Pair], method: Shift = segment) -> list[float]:
+    """Dice of every pair."""
+    return list(ahead(lambda pair: dice(method(pair[0]) > 0, pair[1]), pairs))
+
+
+def summary(values: Sequence[float]) -> str:
+    if not values:
+        return "- | -"
     return f"{np.median(values):.3f} | {np.percentile(values, 10):.3f}"
+
+
+def counts(bccd: Path, stem: str, scale: float = 1.0) -> Counts:
+    """Cells hit at IoU .5, found, and annotated, in one field resized by `scale`."""
+    image = read_image(bccd / "images" / f"{stem}.jpg")
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    cells = find_cells(cv2.resize(image, None, fx=scale, fy=scale, interpolation=how))
+    truth = [
+        Box(*(round(scale * v) for v in (box.x, box.y, box.width, box.height)))
+        for box in boxes(bccd, stem)
+    ]
+    wanted, hits = len(truth), 0
+    for cell in cells:
+        best = max(truth, key=cell.intersection_over_union, default=None)
+        if best is not None and cell.intersection_over_union(best) >= 0.5:
+            truth.remove(best)
+            hits += 1
+    return hits, len(cells), wanted
 
 
 def find(bccd: Path, stems: Sequence[str], scale: float = 1.0) -> tuple[float, float]:
     """Recall and precision of white cells at IoU .5, fields resized by `scale`."""
-    hits = found = wanted = 0
-    for stem in stems:
-        image, _ = load(bccd, stem)
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        cells = find_cells(cv2.resize(image, None, fx=scale, fy=scale, interpolation=how))
-        truth = [
-            Box(*(round(scale * v) for v in (box.x, box.y, box.width, box.height)))
-            for box in boxes(bccd, stem)
-        ]
-        found, wanted = found + len(cells), wanted + len(truth)
-        for cell in cells:
-            best = max(truth, key=cell.intersection_over_union, default=None)
-            if best is not None and cell.intersection_over_union(best) >= 0.5:
-                truth.remove(best)
-                hits += 1
+    each = ahead(lambda stem: counts(bccd, stem, scale), stems)
+    hits, found, wanted = np.sum(list(each), axis=0).tolist()
     return hits / max(wanted, 1), hits / max(found, 1)
+
+
+def methods_table(halves_pairs: dict[str, list[Pair]]) -> None:
+    line("method", "half", "n", "median Dice", "10th percentile")
+    rule(5)
+    for method, run in METHODS.items():
+        values = {half: scores(pairs, run) for half, pairs in halves_pairs.items()}
+        values["both"] = [value for some in values.values() for value in some]
+        for half, some in values.items():
+            line(method, half, len(some), summary(some))
+
+
+def cells_table(bccd: Path, parts: dict[str, list[str]]) -> None:
+    line("half", "fields", "magnification", "recall", "precision")
+    rule(5)
+    for half, stems in parts.items():
+        for scale in (0.25, 0.5, 1.0, 2.0) if half == "confirmation" else (1.0,):
+            recall, precision = find(bccd, stems, scale)
+            line(half, len(stems), f"x {scale:g}", f"{recall:.3f} | {precision:.3f}")
+
+
+def sizes_table(pairs: Sequence[Pair]) -> None:
+    line("images", "n", "median Dice", "10th percentile")
+    rule(4)
+    for scale in (0.25, 0.5, 1.0, 2.0):
+        values = scores([scaled(pair, scale) for pair in pairs])
+        line(f"fields of {640 * scale:.0f}x{480 * scale:.0f} px", len(values), summary(values))
+    for size in CROPS:
+        values = scores(single_cells(pairs, size))
+        line(f"single cells at {size} px", len(values), summary(values))
+
+
+def shifts_table(pairs: Sequence[Pair]) -> None:
+    crops = single_cells(pairs)
+    line("change", "fields: median", "10th percentile", "single cells: median", "10th percentile")
+    rule(5)
+    for title, shift in SHIFTS.items():
+
+        def shifted(image: np.ndarray, shift: Shift = shift) -> np.ndarray:
+            return segment(shift(image))
+
+        line(title, summary(scores(pairs, shifted)), summary(scores(crops, shifted)))
+
+
+def line(*cells: object) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def rule(columns: int) -> None:
+    line(*["---"] * columns)
+
+
+def heading(text: str) -> None:
+    print(f"\n{text}\n", flush=True)
 
 
 def main() -> None:
@@ -176,30 +274,22 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", default=default)
     parser.add_argument("--every", type=int, default=1)
     arguments = parser.parse_args()
+    started = time.perf_counter()
+    # The images are what is spread over the cores.
+    cv2.setNumThreads(1)
     bccd = arguments.data / "bccd"
-    stems = names(bccd)
-    parts = {"all": stems, "confirmation half": halves(stems)[1]}
-    parts = {title: part[:: arguments.every] for title, part in parts.items()}
-    pairs = {title: [load(bccd, stem) for stem in part] for title, part in parts.items()}
-
-    print("| method | images | median Dice | 10th percentile |\n|---|---|---|---|")
-    methods: tuple[Method, ...] = ("otsu", "hsv", "nucleus")
-    for method in methods:
-        for title, some in pairs.items():
-            print(f"| {method} | {title} ({len(some)}) | {score(some, method)} |", flush=True)
-    confirmation = pairs["confirmation half"]
-    crops = single_cells(confirmation)
-    print(
-        "\n| nucleus under | fields: median | 10th | crops: median | 10th |\n|---|---|---|---|---|"
-    )
-    for title, shift in SHIFTS.items():
-        fields = score(confirmation, shift=shift)
-        print(f"| {title} | {fields} | {score(crops, shift=shift)} |", flush=True)
-    print("\n| white cells | magnification | recall | precision |\n|---|---|---|---|")
-    for title, part in parts.items():
-        for scale in (0.5, 1.0, 2.0):
-            recall, precision = find(bccd, part, scale)
-            print(f"| {title} | x {scale} | {recall:.3f} | {precision:.3f} |", flush=True)
+    first, second = halves(names(bccd))
+    parts = {"development": first[:: arguments.every], "confirmation": second[:: arguments.every]}
+    pairs = {half: list(ahead(lambda s: load(bccd, s), stems)) for half, stems in parts.items()}
+    heading("Nucleus masks of BCCD's fields, 640x480:")
+    methods_table(pairs)
+    heading("White cells of BCCD's fields at IoU .5:")
+    cells_table(bccd, parts)
+    heading("`nucleus` at other sizes, confirmation half:")
+    sizes_table(pairs["confirmation"])
+    heading("`nucleus` in other stains and light, confirmation half:")
+    shifts_table(pairs["confirmation"])
+    heading(f"{time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":
