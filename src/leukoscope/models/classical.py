@@ -1,0 +1,416 @@
+"""Classical models on deep features: settings, inner splits, fitting, probabilities, files."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+import zlib
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from leukoscope import files
+from leukoscope.errors import InputError, some
+from leukoscope.parallel import WORKERS
+from leukoscope.tables import Table
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+    from sklearn.pipeline import Pipeline
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Classical(Table):
+    """A classical model on the networks' features; scikit-learn's terms and, where not said
+    otherwise, its meanings.
+
+    `pca` reduces the features `network` by network before they are concatenated, or
+    `concatenated`, to the components that keep `pca_variance` of the variance. `coding` is that of
+    the output-code machines in `stacking`, `folds` the parts of every inner split. `forest_depth`
+    0: no limit. `svm_*` is for `svm` and `stacking`, `forest_*` for `random_forest` and `stacking`.
+    """
+
+    classifier: Literal["mlp", "random_forest", "svm", "knn", "sgd", "stacking"] = "stacking"
+    pca: Literal["none", "network", "concatenated"] = "none"
+    pca_variance: Annotated[float, Field(gt=0, le=1)] = 0.95
+    coding: Literal["one_vs_rest", "one_vs_one"] = "one_vs_rest"
+    folds: Annotated[int, Field(ge=2, le=100)] = 5
+    mlp_hidden: Count = 100
+    mlp_optimizer: Literal["adam"] = "adam"
+    mlp_learning_rate: Positive = 0.001
+    mlp_epochs: Count = 50
+    forest_trees: Count = 100
+    forest_criterion: Literal["gini", "entropy", "log_loss"] = "gini"
+    forest_depth: Annotated[int, Field(ge=0, le=10_000)] = 0
+    svm_kernel: Literal["rbf"] = "rbf"
+    svm_c: Positive = 1.0
+    svm_gamma: Literal["scale"] | Positive = "scale"
+    knn_neighbours: Count = 5
+    knn_metric: Literal["euclidean"] = "euclidean"
+    sgd_loss: Literal["log_loss"] = "log_loss"
+    sgd_penalty: Literal["l2", "l1"] = "l2"
+    sgd_alpha: Positive = 0.0001
+    sgd_learning_rate: Positive = 0.01
+    sgd_schedule: Literal["constant", "invscaling", "adaptive", "optimal"] = "constant"
+    sgd_epochs: Count = 100
+    stacker_c: Positive = 1.0
+
+
+@dataclass(frozen=True)
+class InnerSplits:
+    """(training rows, held-out rows) of each part; every row is held out once.
+
+    `torn` are the classes of a single group, whose rows stand on both sides for want of another.
+    """
+
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    torn: list[int]
+
+
+def inner_splits(
+    labels: np.ndarray, groups: Iterable[Hashable], folds: int, seed: int
+) -> InnerSplits:
+    """At most `folds` stratified parts that keep groups together, no class held out wholly.
+
+    A class of one group alone would be missing whenever that group is held out; then the group's
+    rows of this class are split up, and the class is named in `torn`. Raises InputError where a
+    class has a single row, which can't be on two sides.
+    """
+    numbers: dict[Hashable, int] = {}
+    group = np.array([numbers.setdefault(g, len(numbers)) for g in groups])
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2:
+        lone = [str(c) for c in classes[counts < 2]]
+        raise InputError(
+            f"Class number {some(lone)} has a single image for training; "
+            "svm and stacking need two for their inner split",
+            fix="Add images of it, leave it out, or choose another classifier.",
+            field="classical.classifier",
+        )
+    torn = [int(c) for c in classes if len(np.unique(group[labels == c])) == 1]
+    split_up = np.isin(labels, torn)
+    group[split_up] = len(numbers) + np.arange(split_up.sum())
+    parts = _grouped_parts(labels, group, folds, seed)
+    if parts is None:
+        # Patients that share their classes in such a way that no grouping works at all.
+        torn = [int(c) for c in classes]
+        parts = _grouped_parts(labels, np.arange(len(labels)), folds, seed)
+        assert parts is not None, "two rows of each class always make two parts"
+    return InnerSplits(parts, torn)
+
+
+def _grouped_parts(
+    labels: np.ndarray, group: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """The parts, as many as work up to `folds`; None where no number of them does."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    classes, counts = np.unique(labels, return_counts=True)
+    for number in range(min(folds, len(np.unique(group)), counts.max()), 1, -1):
+        splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():
+            # A class of fewer rows than parts is fine: it need not be in every held-out part.
+            warnings.filterwarnings("ignore", message="The least populated class")
+            parts = list(splitter.split(labels, labels, group))
+        if all(len(h) and len(np.unique(labels[t])) == len(classes) for t, h in parts):
+            return parts
+    return None
+
+
+def caveat(
+    labels: np.ndarray, groups: Iterable[Hashable], settings: Classical, classes: Sequence[str]
+) -> str | None:
+    """What to say about the inner split of `fit` on the same arguments; None where nothing.
+
+    `classes` are the names of the labels 0, 1, ….
+    """
+    if settings.classifier not in ("svm", "stacking"):
+        return None
+    torn = inner_splits(labels, groups, settings.folds, seed=0).torn
+    if not torn:
+        return None
+    return (
+        f"{some([classes[c] for c in torn])}: too few groups (patients, or images where these "
+        f"are unknown) for an inner split that keeps them apart, so the {settings.classifier}'s "
+        "confidence in these classes was set on images of groups it was trained on, and is too high"
+    )
+
+
+def fit(
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: Iterable[Hashable],
+    widths: Sequence[int],
+    settings: Classical,
+    seed: int,
+) -> Pipeline:
+    """A fitted pipeline with `predict_proba`: principal components where wanted, a classifier.
+
+    `features` (n, d) float32 are the networks' features side by side, `widths` their widths, which
+    sum to d; `labels` (n,) are class numbers 0 … k-1, each there; `groups` (n,) say which rows
+    must never stand on two sides of an inner split. Components are fitted on these rows, blind to
+    labels, and once, before the inner splits.
+
+    Cost beside the features: components by covariance a d x d float32 matrix and d³ operations, by
+    singular values (n < d) one copy; `svm` one float64 copy and n² to n³ kernel evaluations of d
+    multiplications, on one core, `folds` + 1 times; `stacking` what OutputCodeSVM says, as often.
+    `knn` and `svm` carry (part of) the training features in the model and its graph.
+
+    Raises InputError where features aren't finite, don't differ, or are too few.
+    """
+    _check(features, labels, widths, settings)
+    splits = []
+    if settings.classifier in ("svm", "stacking"):
+        splits = inner_splits(labels, groups, settings.folds, seed).parts
+    steps = [("classifier", _classifier(settings, splits, seed))]
+    if settings.pca != "none":
+        parts = list(widths) if settings.pca == "network" else [sum(widths)]
+        steps.insert(0, ("pca", _components(parts, len(features), settings.pca_variance)))
+    return _fitted(steps, features, labels, settings)
+
+
+def _fitted(
+    steps: list[tuple[str, BaseEstimator]],
+    features: np.ndarray,
+    labels: np.ndarray,
+    settings: Classical,
+) -> Pipeline:
+    import joblib
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.pipeline import Pipeline
+
+    # Trees are seeded one by one, so threads don't change them. Inside stacking they would: there
+    # the forest also predicts, and threads add up its trees in any order.
+    threads = WORKERS if settings.classifier == "random_forest" else 1
+    with joblib.parallel_config("threading", n_jobs=threads), warnings.catch_warnings():
+        # The number of epochs is the recipe's, whether or not it has converged by then.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        try:
+            model = Pipeline(steps).fit(features, labels)
+        except (ValueError, FloatingPointError) as problem:
+            if settings.classifier != "sgd" or "flow occurred" not in str(problem):
+                raise
+            raise InputError(
+                f"Stochastic gradient descent diverged at the rate {settings.sgd_learning_rate:g}",
+                fix="Lower classical.sgd_learning_rate, or z-score the features.",
+                field="classical.sgd_learning_rate",
+            ) from None
+    if settings.classifier in ("svm", "stacking"):
+        model[-1].set_params(cv=settings.folds)  # what is saved needn't name the training rows
+    vars(model[-1]).pop("_optimizer", None)  # the MLP's moments: twice its weights, used no more
+    return model
+
+
+def _check(
+    features: np.ndarray, labels: np.ndarray, widths: Sequence[int], settings: Classical
+) -> None:
+    n, d = features.shape
+    if sum(widths) != d or len(labels) != n:
+        raise ValueError(f"{n} rows of {d} features, but {len(labels)} labels, widths {widths}")
+    present = np.unique(labels)
+    if len(present) < 2 or not np.array_equal(present, np.arange(len(present))):
+        raise InputError(
+            f"Training images are of the classes number {some([str(c) for c in present])}; "
+            "two or more, without a gap, are needed",
+            fix="Add images of the missing classes, or leave these out.",
+            field="labels",
+        )
+    if not np.isfinite(features.sum(dtype=np.float64)):
+        raise InputError(
+            "Deep features are not finite numbers",
+            fix="Check the network's weights, or lower its learning rate.",
+            field="features",
+        )
+    for number, part in enumerate(np.split(features, np.cumsum(widths)[:-1], axis=1)):
+        if (part.max(axis=0) == part.min(axis=0)).all():
+            raise InputError(
+                f"Network {number + 1} gives the same features for all {n} training images",
+                fix="Check its weights, and that the images differ.",
+                field="features",
+            )
+    if settings.classifier == "knn" and settings.knn_neighbours > n:
+        raise InputError(
+            f"knn_neighbours is {settings.knn_neighbours}; allowed: up to {n}, the training images",
+            fix=f"Set classical.knn_neighbours={min(5, n)}.",
+            field="classical.knn_neighbours",
+        )
+
+
+def _components(widths: Sequence[int], rows: int, variance: float) -> BaseEstimator:
+    """Principal components of each of these stretches of columns, concatenated.
+
+    Both solvers are exact and free of chance; the covariance needs no copy of the features, but is
+    the dearer one where rows are fewer than columns.
+    """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.decomposition import PCA
+
+    ends = np.cumsum(widths).tolist()
+    return ColumnTransformer(
+        [
+            (
+                f"network_{number}",
+                PCA(
+                    n_components=variance if variance < 1 else None,
+                    svd_solver="covariance_eigh" if rows >= width else "full",
+                ),
+                slice(end - width, end),
+            )
+            for number, (width, end) in enumerate(zip(widths, ends, strict=True))
+        ]
+    )
+
+
+def _classifier(
+    settings: Classical, splits: list[tuple[np.ndarray, np.ndarray]], seed: int
+) -> BaseEstimator:
+    """The unfitted classifier; `splits` are what `svm` and `stacking` hold out by."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import StackingClassifier
+    from sklearn.linear_model import LogisticRegression, SGDClassifier
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.svm import SVC
+
+    from leukoscope.models.ecoc import OutputCodeSVM
+
+    s = settings
+    match s.classifier:
+        case "mlp":
+            return MLPClassifier(
+                hidden_layer_sizes=(s.mlp_hidden,),
+                solver=s.mlp_optimizer,
+                learning_rate_init=s.mlp_learning_rate,
+                max_iter=s.mlp_epochs,
+                n_iter_no_change=s.mlp_epochs,  # all of them, as the paper has it
+                random_state=seed,
+            )
+        case "random_forest":
+            return _forest(s, seed)
+        case "svm":
+            # Platt's sigmoid a class on held-out scores; the machine itself sees all rows.
+            machine = SVC(C=s.svm_c, gamma=s.svm_gamma, kernel=s.svm_kernel)
+            return CalibratedClassifierCV(machine, method="sigmoid", ensemble=False, cv=splits)
+        case "knn":
+            return KNeighborsClassifier(s.knn_neighbours, metric=s.knn_metric, algorithm="brute")
+        case "sgd":
+            return SGDClassifier(
+                loss=s.sgd_loss,
+                penalty=s.sgd_penalty,
+                alpha=s.sgd_alpha,
+                learning_rate=s.sgd_schedule,
+                eta0=s.sgd_learning_rate,
+                max_iter=s.sgd_epochs,
+                tol=None,
+                random_state=seed,
+            )
+        case "stacking":
+            # cross_val_predict on `splits` feeds the stacker; then both bases see all rows.
+            bases = [
+                ("svm", OutputCodeSVM(s.coding, s.svm_c, s.svm_gamma)),
+                ("forest", _forest(s, seed)),
+            ]
+            stacker = LogisticRegression(C=s.stacker_c, max_iter=1000)
+            return StackingClassifier(bases, stacker, cv=splits, n_jobs=1)
+
+
+def _forest(settings: Classical, seed: int) -> BaseEstimator:
+    from sklearn.ensemble import RandomForestClassifier
+
+    return RandomForestClassifier(
+        settings.forest_trees,
+        criterion=settings.forest_criterion,
+        max_depth=settings.forest_depth or None,
+        random_state=seed,
+    )
+
+
+def probabilities(model: Pipeline, features: np.ndarray) -> np.ndarray:
+    """(n, k) float64 probabilities of the classes 0 … k-1 for features (n, d) float32."""
+    from scipy.special import log_expit, softmax
+    from sklearn.linear_model import SGDClassifier
+
+    if isinstance(model[-1], SGDClassifier) and len(model.classes_) > 2:
+        # predict_proba's sigmoids over their sum, but as logarithms: steep scores, which a
+        # constant rate gives, underflow there in every class and come out as chance.
+        return softmax(log_expit(model.decision_function(features).astype(np.float64)), axis=1)
+    return np.asarray(model.predict_proba(features), dtype=np.float64)
+
+
+# What a saved model may hold beside skops' own list of harmless types.
+_TRUSTED = (
+    "leukoscope.models.ecoc.OutputCodeSVM",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+)
+
+
+def save(model: Pipeline, path: Path) -> None:
+    """Write the model as .skops, atomically. InputError where the place can't be written to."""
+    import skops.io
+
+    with files.atomic(Path(path)) as temporary:
+        skops.io.dump(model, temporary, compression=zipfile.ZIP_DEFLATED)
+
+
+def load(path: Path) -> Pipeline:
+    """Read a model that `save` wrote; nothing but named types is ever made.
+
+    Raises InputError where the file is missing, damaged, or holds anything else.
+    """
+    import skops.io
+    from sklearn.pipeline import Pipeline
+
+    try:
+        model = skops.io.load(Path(path), trusted=list(_TRUSTED))
+        if isinstance(model, Pipeline):
+            _check_trees(model[-1])
+    except _DAMAGE as problem:
+        why = (str(problem) or type(problem).__name__).splitlines()[0]
+        raise _unusable(path, why) from None
+    if not isinstance(model, Pipeline):
+        raise _unusable(path, f"it holds a {type(model).__name__}")
+    return model
+
+
+_DAMAGE = (
+    ArithmeticError, AttributeError, EOFError, ImportError, LookupError, NotImplementedError,
+    OSError, RecursionError, TypeError, ValueError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def _check_trees(classifier: BaseEstimator) -> None:
+    """ValueError where a tree points outside itself: scikit-learn follows without looking."""
+    for part in getattr(classifier, "estimators_", []):
+        _check_trees(part)
+        if not hasattr(part, "tree_"):
+            continue
+        tree = part.tree_
+        inner = tree.children_left != -1
+        children = np.concatenate([tree.children_left[inner], tree.children_right[inner]])
+        parents = np.concatenate([np.flatnonzero(inner)] * 2)
+        feature = tree.feature[inner]
+        if (
+            (children <= parents).any()  # a tree lists parents first, so there are no circles
+            or (children >= tree.node_count).any()
+            or (feature < 0).any()
+            or (feature >= tree.n_features).any()
+            or tree.n_features != classifier.n_features_in_
+        ):
+            raise ValueError("a tree in it is damaged")
+
+
+def _unusable(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path} is no classical model of Leukoscope: {why}",
+        fix="Check the path, or train again.",
+        field="model",
+    )
