@@ -1,4 +1,12 @@
-"""Backbones by name: any timm architecture, and the networks that timm doesn't have."""
+"""Backbones by name: any timm architecture, and the networks that timm doesn't have.
+
+Each gives an (n, d, h, w) feature map whose mean over h and w is what the head classifies. Where a
+network's own pooled representation is no spatial mean, the map is that representation as
+(n, d, 1, 1): a ViT's class token, fc7 of VGG and AlexNet. (ConvNeXt's last normalisation runs at
+every position of the map, before the mean.) All take images of 32 px and more: what can't go
+through a network's strides is enlarged first, grids of tokens are interpolated, and fully connected
+layers stand behind an adaptive pooling.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +15,26 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from leukoscope.compat import import_timm
 from leukoscope.errors import InputError, UnknownNameError
-from leukoscope.models.weights import Weights
+from leukoscope.models.detectors import CenterNet, RetinaNet
+from leukoscope.models.weights import (
+    BODIES,
+    TORCHVISION,
+    Weights,
+    base_name,
+    not_downloaded,
+    read_state,
+)
 from leukoscope.registry import Registry
 
-backbones: Registry[Callable[[], nn.Module]] = Registry("backbone")
+SMALLEST = {"inception_resnet_v2": 75}  # its unpadded strides leave nothing of smaller images
+PYRAMID = (2, 3, 4)  # which of a body's maps a detector takes: strides 8, 16 and 32
+
+backbones: Registry[Callable[..., nn.Module]] = Registry("backbone")
 """Networks of our own; each gives an (n, d, h, w) feature map and has `num_features` = d."""
 
 
@@ -40,41 +59,219 @@ class ConvolutionalNetwork(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.num_features = before
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) images to an (n, 256, h / 32, w / 32) feature map."""
         return self.blocks(images)
 
 
+class FullyConnected(nn.Module):
+    """VGG-16 and the AlexNets: convolutions, a pooling to a fixed grid, fc6 and fc7.
+
+    `features` ends in the pooling after the last convolution, `classifier` in the ReLU of fc7.
+    Dropout stands within the classifier; that between fc7 and fc8 is the head's.
+    """
+
+    def __init__(
+        self, features: nn.Sequential, grid: int, classifier: nn.Sequential, smallest: int
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+        self.grid = grid
+        self.smallest = smallest
+        self.num_features = int(classifier[-2].out_features)  # type: ignore[arg-type]
+
+    def last_map(self, images: Tensor) -> Tensor:
+        """The last convolution's map after its ReLU, before the pooling that follows."""
+        return self.features[:-1](enlarged(images, self.smallest))
+
+    def pool5(self, last_map: Tensor) -> Tensor:
+        """(n, channels, grid, grid): the pooling after the last convolution.
+
+        At the size a network was made for its own pooling gives this grid; at others an adaptive
+        mean brings it to the grid that fc6 takes.
+        """
+        return adaptive_avg_pool2d(self.features[-1](last_map), self.grid)
+
+    def fc7(self, last_map: Tensor) -> Tensor:
+        """(n, 4096) before the ReLU."""
+        return self.classifier[:-1](self.pool5(last_map).flatten(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) images to fc7 after its ReLU, (n, 4096, 1, 1)."""
+        return self.classifier[-1](self.fc7(self.last_map(images)))[..., None, None]
+
+
+class ClassToken(nn.Module):
+    """A vision transformer: (n, d, 1, 1), its class token after the last normalisation."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.num_features = int(network.num_features)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.forward_features(images)[:, 0, :, None, None]  # type: ignore[operator]
+
+
+class Enlarging(nn.Module):
+    """A network that needs images of at least `smallest` px a side, for smaller ones too."""
+
+    def __init__(self, network: nn.Module, smallest: int) -> None:
+        super().__init__()
+        self.network = network
+        self.smallest = smallest
+        self.num_features = int(network.num_features)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(enlarged(images, self.smallest))
+
+
+def enlarged(images: Tensor, smallest: int) -> Tensor:
+    """The images, bilinearly enlarged so that neither side is shorter than `smallest` px."""
+    height, width = images.shape[2:]
+    size = (max(height, smallest), max(width, smallest))
+    if size == (height, width):
+        return images
+    return interpolate(images, size, mode="bilinear", align_corners=False)
+
+
 backbones.register("cnn")(ConvolutionalNetwork)
+backbones.register("retinanet")(RetinaNet)
+backbones.register("centernet")(CenterNet)
+
+
+@backbones.register("alexnet")
+def alexnet() -> FullyConnected:
+    """torchvision's AlexNet (Krizhevsky 2014): 64 to 384 filters, one group, no normalisation."""
+    import_timm()  # makes torchvision importable
+    from torchvision.models import alexnet as build
+
+    network = build()
+    return FullyConnected(network.features, 6, network.classifier[:-1], smallest=63)
+
+
+@backbones.register("alexnet_2012")
+def alexnet_2012() -> FullyConnected:
+    """The five-convolution network of Krizhevsky, Sutskever & Hinton 2012, section 3.
+
+    Two pixels of padding before the first convolution give the 55x55 map of their figure 2 from
+    the 224 px that they state, and a 6x6 map after the fifth's pooling from 224 and 227 px alike.
+    Weights start as in He et al. 2015 (eq. 10), biases at 0: the original's N(0, .01) and biases of
+    1 leave nearly the same features for all images until it has trained for long.
+    """
+    response = {"size": 5, "alpha": 1e-4 * 5, "beta": 0.75, "k": 2.0}  # torch divides by the size
+    features = nn.Sequential(
+        nn.Conv2d(3, 96, 11, stride=4, padding=2),
+        nn.ReLU(),
+        nn.LocalResponseNorm(**response),  # type: ignore[arg-type]
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(96, 256, 5, padding=2, groups=2),
+        nn.ReLU(),
+        nn.LocalResponseNorm(**response),  # type: ignore[arg-type]
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(256, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 384, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+    )
+    classifier = _fully_connected(nn.Linear(256 * 6 * 6, 4096), nn.Linear(4096, 4096))
+    network = FullyConnected(features, 6, classifier, smallest=63)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def _fully_connected(fc6: nn.Linear, fc7: nn.Linear) -> nn.Sequential:
+    return nn.Sequential(fc6, nn.ReLU(), nn.Dropout(0.5), fc7, nn.ReLU())
 
 
 def check_architecture(name: str) -> None:
-    """UnknownNameError with the nearest match unless `name` is ours or timm's."""
-    if name not in backbones:
-        timm = import_timm()
-        if not timm.is_model(name):
-            raise UnknownNameError("backbone", name, [*backbones, *timm.list_models()])
+    """UnknownNameError with the nearest match unless `name` is ours, timm's or torchvision's."""
+    if name in backbones or name in TORCHVISION:
+        return
+    timm = import_timm()
+    if not timm.is_model(name):
+        raise UnknownNameError("backbone", name, [*backbones, *timm.list_models()])
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that isn't among the architecture's
+        known = [*timm.list_pretrained(f"{base_name(name)}.*"), *TORCHVISION]
+        raise UnknownNameError("backbone", name, known) from None
 
 
 def build_backbone(name: str, weights: Weights) -> tuple[nn.Module, int]:
-    """The network up to its last feature map, with its starting weights, and that map's width."""
-    if name in backbones:
-        if weights.origin != "none":
-            raise InputError(
-                f"Backbone {name!r} is trained from scratch, no weights exist for it",
-                fix="Use --weights none.",
-                field="weights",
-            )
-        own = backbones[name]()
-        return own, int(own.num_features)  # type: ignore[arg-type]
+    """The network up to its last feature map, with its starting weights, and that map's width.
+
+    Raises InputError for an unknown name or tag, and for weights that don't fit.
+    """
     check_architecture(name)
-    network = _create(name, weights)
-    if weights.path is not None:
-        _load(network, weights, name)
-    return network, int(network.num_features)
+    network = _own(name, weights) if name in backbones else _timm(name, weights)
+    return network, int(network.num_features)  # type: ignore[arg-type]
 
 
-def _create(name: str, weights: Weights) -> Any:
+def _own(name: str, weights: Weights) -> nn.Module:
+    if name in BODIES:
+        body = _create(BODIES[name], weights, features_only=True, out_indices=PYRAMID)
+        network = backbones[name](body, body.feature_info.channels())
+        # A file is either the body's or, from an earlier training, the whole network's.
+        mine = weights.architecture == name
+        _load(network if mine else body, weights, name if mine else BODIES[name])
+        return network
+    if weights.origin == "auto" and name not in TORCHVISION:
+        raise InputError(
+            f"Backbone {name!r} is trained from scratch, no weights of it can be downloaded",
+            fix=f"Use --weights none, or --weights PATH (.safetensors whose .json states "
+            f"architecture {name}).",
+            field="weights",
+        )
+    if weights.arguments:
+        raise InputError(
+            f"The weights contract of {name} sets {', '.join(weights.arguments)}; "
+            f"{name} takes no arguments",
+            fix="Leave `arguments` out of the .json beside the weights.",
+            field="weights",
+        )
+    network = backbones[name]()
+    _load(network, weights, name)
+    return network
+
+
+def _timm(name: str, weights: Weights) -> nn.Module:
+    settings: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
+    if base_name(name).startswith("vit_"):
+        settings |= {"dynamic_img_size": True, "dynamic_img_pad": True}
+    network = _create(name, weights, **settings)
+    _load(network, weights, name)
+    models = import_timm().models
+    if isinstance(network, models.VGG):
+        layers = network.pre_logits
+        classifier = _fully_connected(_linear(layers.fc1), _linear(layers.fc2))
+        return FullyConnected(network.features, 7, classifier, smallest=32)
+    if isinstance(network, models.VisionTransformer) and network.has_class_token:
+        return ClassToken(network)
+    smallest = SMALLEST.get(base_name(name))
+    return Enlarging(network, smallest) if smallest else network
+
+
+def _linear(convolution: nn.Conv2d) -> nn.Linear:
+    """The dense layer that a convolution over its whole input is."""
+    weight = convolution.weight.detach().flatten(1)
+    outputs, inputs = weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")
+    linear.weight = nn.Parameter(weight)
+    assert convolution.bias is not None
+    linear.bias = nn.Parameter(convolution.bias.detach())
+    return linear
+
+
+def _create(name: str, weights: Weights, **settings: Any) -> Any:
     timm = import_timm()
     # What create_model itself takes could load another file past the contract's checksum.
     own = sorted({*weights.arguments} & {*inspect.signature(timm.create_model).parameters})
@@ -84,10 +281,11 @@ def _create(name: str, weights: Weights) -> Any:
             fix="Keep only arguments of the architecture in the .json beside the weights.",
             field="weights",
         )
-    arguments = {"num_classes": 0, "global_pool": "", **weights.arguments}
+    download = weights.origin == "auto" and weights.library == "timm"
+    name = base_name(name) if name in TORCHVISION else name
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries aren't news
     try:
-        return timm.create_model(name, pretrained=weights.origin == "auto", **arguments)
+        return timm.create_model(name, pretrained=download, **{**settings, **weights.arguments})
     except TypeError as problem:
         raise InputError(
             f"{name} doesn't take the arguments of its weights contract: {problem}",
@@ -95,41 +293,36 @@ def _create(name: str, weights: Weights) -> Any:
             field="weights",
         ) from None
     except Exception as problem:
-        if weights.origin != "auto":
+        if not download:
             raise
-        # Whatever the hub's client raises without a network, the person needs the same fix.
-        reason = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise InputError(
-            f"The weights of {name} can't be downloaded: {reason[0][:160]}",
-            fix="Connect to the internet, or give --weights PATH (.safetensors with its .json), "
-            "or --weights none.",
-            field="weights",
-        ) from None
+        raise not_downloaded(name, problem) from None
 
 
 def _load(network: nn.Module, weights: Weights, name: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    assert weights.path is not None
-    try:
-        state = load_file(weights.path)
-    except SafetensorError as problem:
-        raise InputError(
-            f"{weights.path.name} is no safetensors file: {problem}",
-            fix="Get it again.",
-            field="weights",
-        ) from None
+    """Load what isn't there yet: a file's weights, or torchvision's."""
+    if weights.path is None and not (weights.origin == "auto" and weights.library == "torchvision"):
+        return
+    state = read_state(weights)
     # The ImageNet classifier that follows the feature map isn't part of the backbone.
-    classifier = import_timm().get_pretrained_cfg(name).classifier
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    heads = _heads(name)
     state = {key: value for key, value in state.items() if not key.startswith(heads)}
     try:
         network.load_state_dict(state)
     except RuntimeError as problem:
         detail = str(problem).splitlines()[-1].strip()
+        source = weights.path.name if weights.path else f"torchvision's file of {name}"
         raise InputError(
-            f"{weights.path.name} doesn't fit {name}: {detail[:200]}",
-            fix="Check architecture and arguments in the .json beside it.",
+            f"{source} doesn't fit {name}: {detail[:200]}",
+            fix="Check architecture, library and arguments in the .json beside it.",
             field="weights",
         ) from None
+
+
+def _heads(name: str) -> tuple[str, ...]:
+    """How the names of an architecture's classifier parameters start."""
+    if name in backbones:
+        return ("classifier.6.",) if name == "alexnet" else ()
+    settings = import_timm().get_pretrained_cfg(base_name(name))
+    classifier = settings.classifier if settings else ()
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    return tuple(f"{name}." for name in names)
