@@ -1,4 +1,4 @@
-"""Classical models on deep features: settings, inner splits, fitting, probabilities, files."""
+"""Classical models on deep features: settings, fitting, probabilities, files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from leukoscope import files
 from leukoscope.errors import InputError, some
+from leukoscope.models.inner_splits import inner_splits
 from leukoscope.parallel import WORKERS
 from leukoscope.tables import Table
 
@@ -62,83 +62,27 @@ class Classical(Table):
     stacker_c: Positive = 1.0
 
 
-@dataclass(frozen=True)
-class InnerSplits:
-    """(training rows, held-out rows) of each part; every row is held out once.
-
-    `torn` are the classes of a single group, whose rows stand on both sides for want of another.
-    """
-
-    parts: list[tuple[np.ndarray, np.ndarray]]
-    torn: list[int]
-
-
-def inner_splits(
-    labels: np.ndarray, groups: Iterable[Hashable], folds: int, seed: int
-) -> InnerSplits:
-    """At most `folds` stratified parts that keep groups together, no class held out wholly.
-
-    A class of one group alone would be missing whenever that group is held out; then the group's
-    rows of this class are split up, and the class is named in `torn`. Raises InputError where a
-    class has a single row, which can't be on two sides.
-    """
-    numbers: dict[Hashable, int] = {}
-    group = np.array([numbers.setdefault(g, len(numbers)) for g in groups])
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < 2:
-        lone = [str(c) for c in classes[counts < 2]]
-        raise InputError(
-            f"Class number {some(lone)} has a single image for training; "
-            "svm and stacking need two for their inner split",
-            fix="Add images of it, leave it out, or choose another classifier.",
-            field="classical.classifier",
-        )
-    torn = [int(c) for c in classes if len(np.unique(group[labels == c])) == 1]
-    split_up = np.isin(labels, torn)
-    group[split_up] = len(numbers) + np.arange(split_up.sum())
-    parts = _grouped_parts(labels, group, folds, seed)
-    if parts is None:
-        # Patients that share their classes in such a way that no grouping works at all.
-        torn = [int(c) for c in classes]
-        parts = _grouped_parts(labels, np.arange(len(labels)), folds, seed)
-        assert parts is not None, "two rows of each class always make two parts"
-    return InnerSplits(parts, torn)
-
-
-def _grouped_parts(
-    labels: np.ndarray, group: np.ndarray, folds: int, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """The parts, as many as work up to `folds`; None where no number of them does."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    classes, counts = np.unique(labels, return_counts=True)
-    for number in range(min(folds, len(np.unique(group)), counts.max()), 1, -1):
-        splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            # A class of fewer rows than parts is fine: it need not be in every held-out part.
-            warnings.filterwarnings("ignore", message="The least populated class")
-            parts = list(splitter.split(labels, labels, group))
-        if all(len(h) and len(np.unique(labels[t])) == len(classes) for t, h in parts):
-            return parts
-    return None
-
-
 def caveat(
-    labels: np.ndarray, groups: Iterable[Hashable], settings: Classical, classes: Sequence[str]
+    labels: np.ndarray,
+    groups: Iterable[Hashable],
+    settings: Classical,
+    seed: int,
+    classes: Sequence[str],
 ) -> str | None:
-    """What to say about the inner split of `fit` on the same arguments; None where nothing.
+    """What to say about the inner split that `fit` makes of the same arguments, if anything.
 
-    `classes` are the names of the labels 0, 1, ….
+    `classes` are the names of the labels 0, 1, …. Raises InputError where `fit` would.
     """
     if settings.classifier not in ("svm", "stacking"):
         return None
-    torn = inner_splits(labels, groups, settings.folds, seed=0).torn
+    torn = inner_splits(labels, groups, settings.folds, seed).torn
     if not torn:
         return None
+    names = some([classes[c] for c in torn])
     return (
-        f"{some([classes[c] for c in torn])}: too few groups (patients, or images where these "
-        f"are unknown) for an inner split that keeps them apart, so the {settings.classifier}'s "
-        "confidence in these classes was set on images of groups it was trained on, and is too high"
+        f"Too few patients (images, where patients are unknown) of {names} for an "
+        f"inner split that keeps them apart: the {settings.classifier} set its confidence "
+        "there on patients that it was trained on, so it is too high"
     )
 
 
@@ -175,6 +119,10 @@ def fit(
     return _fitted(steps, features, labels, settings)
 
 
+# How scikit-learn says that descent ran into infinities: sgd, mlp.
+_DIVERGED = ("Floating-point under-/overflow occurred", "non-finite parameter weights")
+
+
 def _fitted(
     steps: list[tuple[str, BaseEstimator]],
     features: np.ndarray,
@@ -193,13 +141,14 @@ def _fitted(
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             model = Pipeline(steps).fit(features, labels)
-        except (ValueError, FloatingPointError) as problem:
-            if settings.classifier != "sgd" or "flow occurred" not in str(problem):
+        except ValueError as problem:
+            if not any(sign in str(problem) for sign in _DIVERGED):
                 raise
+            rate = f"{settings.classifier}_learning_rate"
             raise InputError(
-                f"Stochastic gradient descent diverged at the rate {settings.sgd_learning_rate:g}",
-                fix="Lower classical.sgd_learning_rate, or z-score the features.",
-                field="classical.sgd_learning_rate",
+                f"Training diverged at classical.{rate} = {getattr(settings, rate)}",
+                fix=f"Lower classical.{rate}, or z-score the features.",
+                field=f"classical.{rate}",
             ) from None
     if settings.classifier in ("svm", "stacking"):
         model[-1].set_params(cv=settings.folds)  # what is saved needn't name the training rows
@@ -317,7 +266,7 @@ def _classifier(
                 ("forest", _forest(s, seed)),
             ]
             stacker = LogisticRegression(C=s.stacker_c, max_iter=1000)
-            return StackingClassifier(bases, stacker, cv=splits, n_jobs=1)
+            return StackingClassifier(bases, stacker, cv=splits)
 
 
 def _forest(settings: Classical, seed: int) -> BaseEstimator:

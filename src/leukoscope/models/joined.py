@@ -112,10 +112,14 @@ def join(network: bytes, classical: bytes) -> bytes:
     if "features" not in outputs or "logits" in outputs:
         raise ValueError(f"the network must give features and no logits, not {outputs}")
     second.ir_version = first.ir_version
+    second.graph.ClearField("value_info")  # add_prefix would rename input and output by it
     second = compose.add_prefix(second, "classical/", rename_outputs=False, rename_inputs=False)
     joined = compose.merge_models(
         first, second, [("features", "features")], outputs=["logits", *outputs]
     )
+    logits_first = sorted(joined.graph.output, key=lambda output: output.name != "logits")
+    joined.graph.ClearField("output")
+    joined.graph.output.extend(logits_first)
     return joined.SerializeToString()
 
 
