@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from generate_text import anchor, escaped, prose, summary, table, value
+from generate_method import steps
+from generate_text import anchor, escaped, prose, table, value
 
-from leukoscope.imaging.augmentation_ops import DEFAULT_P, augmentations
-from leukoscope.imaging.pipeline import transforms
 from leukoscope.recipes import schema
 
 
@@ -42,11 +42,11 @@ def recipes() -> str:
 def recipe(name: str) -> str:
     """docs/recipes/NAME.md"""
     tables, text = schema.raw(name), schema.text(name)
-    plan = schema.resolve(name)
+    plans = {arm: schema.resolve(name, arm=arm) for arm in schema.arms(tables)}
+    plan = next(iter(plans.values()))
     notes = toml_comments(text)
     data = tables["dataset"]
     doi = f" doi [{plan.paper.doi}](https://doi.org/{plan.paper.doi})." if plan.paper.doi else ""
-    open_points = [f"- `{place}`: {escaped(note)}" for place, note in notes.items() if place]
     parts = [
         f"# {tables['title']}",
         prose(tables["summary"]),
@@ -56,95 +56,59 @@ def recipe(name: str) -> str:
         f"```\nleukoscope train {name} cells.parquet -o run\n"
         f"leukoscope reproduce {name} cells.parquet -o reproduction\n```",
         "## The method, in order",
-        "\n".join(f"{n}. {step}" for n, step in enumerate(_method(plan), start=1)),
+        *_methods(plans),
         "## Settings",
         f"Of the default arm, `{plan.arm}`. Change one with `--set key=value`, a list as a whole.",
         table(("setting", "value", "note"), _settings(plan, tables, notes)),
         "## Arms",
-        table(("arm", "what differs from the settings above"), _arms(tables)),
-        "## Published figures",
-        "As the paper states them; fractions, `log_loss` in nats. They stand beside the measured "
-        "figures in every report.",
-        _published(tables),
+        table(("arm", "what differs from the recipe's own settings"), _arms(tables)),
         "## What the paper leaves open, and what was chosen",
         "The comments of the recipe file, each at the setting it explains.",
-        "\n".join(open_points) or "The recipe file has no comments.",
+        "\n".join(_open_points(notes)) or "The recipe file has no comments.",
+        "## Claimed figures",
+        "As the paper states them; fractions, `log_loss` in nats, `environment.seconds` of "
+        "training. They stand beside the measured figures in every report.",
+        *_published(tables, notes),
+        "## Measured figures",
+        _measured(name),
         "## Traps",
         "\n".join(f"- {escaped(trap)}" for trap in tables.get("traps", [])) or "None known.",
     ]
     return "\n\n".join(parts)
 
 
-def _method(plan: schema.Recipe) -> Iterator[str]:
-    """What a run does, in the order it does it, under the default arm."""
-    unit = {"view": "views", "image": "images"}[plan.split.published_unit]
-    yield (
-        f"Split. Clean protocol: {plan.split.clean} of the images into training, validation and "
-        "test; whole patients and duplicates stay together, classes are kept in proportion. "
-        f"Published protocol: {plan.split.published} of the {unit}, shuffled at random."
-    )
-    for step in plan.preprocessing:
-        about = summary(transforms[step["step"]], step["step"])
-        yield f"Preprocessing {_link(step['step'])}{_with(step, 'step')}: {about}."
-    if plan.views.count > 1:
-        yield (
-            f"Views. {plan.views.count} of every training image are made in advance: the first is "
-            "the image itself, the others pass through the augmentation below. Validation and "
-            "test images have one view, themselves"
-            + (
-                ". Under the published protocol every image has all of them."
-                if plan.split.published_unit == "view"
-                else "."
-            )
-        )
-    for entry in plan.augmentation:
-        name = entry["operation"]
-        p = entry.get("p", DEFAULT_P.get(name, 1.0))
-        rest = _with({k: v for k, v in entry.items() if k != "p"}, "operation")
-        about = summary(augmentations[name], name)
-        yield f"Augmentation {_link(name)} with probability {p:g}{rest}: {about}."
-    yield (
-        f"Backbone `{plan.model.backbone}`, weights `{plan.model.weights}`, "
-        + ("frozen: it runs once per view and only the head trains" if plan.model.frozen
-           else "trained as a whole")
-        + "; global average pooling."
-    )  # fmt: skip
-    head = [f"{layer['layer']}{_with(layer, 'layer')}" for layer in plan.model.head]
-    yield f"Head: {', '.join([*head, 'dense'])} to one logit a class, softmax."
-    training = plan.training
-    steps = f"{training.steps_per_epoch} steps" if training.steps_per_epoch else "every view once"
-    yield (
-        f"Training: {training.optimizer}, learning rate {training.learning_rate:g}, batch "
-        f"{training.batch_size}, at most {training.epochs} epochs of {steps}; it stops where the "
-        f"validation loss has not fallen for {training.patience} epochs, and the epoch of the "
-        "lowest validation loss is kept."
-    )
-    yield (
-        "Judgement. Clean protocol: temperature, prediction sets and novelty are fitted on the "
-        "validation part, and the test part is scored once. Published protocol: the part the "
-        "paper scores, nothing fitted."
-    )
+def _methods(plans: Mapping[str, schema.Recipe]) -> Iterator[str]:
+    """The steps of the default arm; where other arms end in another kind of model, how the first
+    of them differs."""
+    plan, *rest = plans.values()
+    said = list(steps(plan))
+    yield f"The steps of the default arm, `{plan.arm}`."
+    yield _numbered(said)
+    others = [other for other in rest if other.classic != plan.classic]
+    if others:
+        kind = "A classical model on deep features" if others[0].classic else "A network alone"
+        arms = ", ".join(f"`{other.arm}`" for other in others)
+        yield f"{kind} has the last word in {arms}. The steps of `{others[0].arm}` that differ:"
+        yield _numbered([step for step in steps(others[0]) if step not in said])
 
 
-def _link(name: str) -> str:
-    return f"[{name}](../transforms.md#{anchor(name)})"
-
-
-def _with(entry: Mapping[str, Any], name: str) -> str:
-    rest = {key: item for key, item in entry.items() if key != name}
-    return f" ({value(rest)})" if rest else ""
+def _numbered(lines: list[str]) -> str:
+    return "\n".join(f"{n}. {line}" for n, line in enumerate(lines, start=1))
 
 
 def _settings(
     plan: schema.Recipe, tables: Mapping[str, Any], notes: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
     about = {"name", "title", "summary", "paper", "dataset", "traps", "published", "arm"}
-    stated = dict(flat(tables))
-    for path, item in flat(plan.model_dump(exclude=about)):
+    own = tables.get("arms", {}).get(plan.arm, {})
+    stated = {*dict(flat(tables)), *dict(flat(own))}
+    for path, item in flat(plan.model_dump(exclude=about | {"ablation"})):
+        if path not in stated and path.startswith(("classical", "features")):
+            continue  # settings of models that no arm has
         said = [escaped(note) for place, note in notes.items() if _belongs(place, path)]
         if path not in stated:
             said.append("default; not in the file")
-        yield f"`{path}`", value(item), " ".join(said)
+        yield f"`{path}`", value(item), "; ".join(note.removesuffix(".") for note in said)
 
 
 def _belongs(place: str, path: str) -> bool:
@@ -170,16 +134,70 @@ def _arms(tables: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"`{arm}`", "; ".join(differs) or "nothing"
 
 
-def _published(tables: Mapping[str, Any]) -> str:
-    claimed = {arm: dict(flat(found)) for arm, found in tables.get("published", {}).items()}
+def _open_points(notes: Mapping[str, str]) -> Iterator[str]:
+    for place, note in notes.items():
+        if place and not place.startswith("published"):
+            yield f"- `{place}`: {escaped(note)}"
+
+
+def _published(tables: Mapping[str, Any], notes: Mapping[str, str]) -> Iterator[str]:
+    claimed = tables.get("published", [])
     if not claimed:
-        return "The paper states none."
-    names = list(dict.fromkeys(path for found in claimed.values() for path in found))
-    rows = [(name, *(f"{found.get(name, 'not stated')}" for found in claimed.values()))
-            for name in names]  # fmt: skip
-    silent = [arm for arm in schema.arms(tables) if arm not in claimed]
-    note = f"\n\nNo figures for {', '.join(f'`{arm}`' for arm in silent)}." if silent else ""
-    return table(("metric", *claimed), rows) + note
+        yield "The paper states none."
+    for number, found in enumerate(claimed, start=1):
+        yield f"### {found['title']}"
+        said = [n for place, n in notes.items() if f"{place}.".startswith(f"published[{number}].")]
+        yield from map(escaped, said)
+        yield _figures(found["figures"])
+        yield from (f"- {_test(test)}" for test in found.get("tests", []))
+    if "ablation" in tables:
+        yield from _ablation(tables["ablation"])
+    silent = set(schema.arms(tables)).difference(*(found["figures"] for found in claimed))
+    if silent:
+        yield f"No figures for {', '.join(f'`{arm}`' for arm in sorted(silent))}."
+
+
+def _figures(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """One published table; many arms are rows, few are columns."""
+    metrics = list(dict.fromkeys(metric for found in figures.values() for metric in found))
+    if len(figures) > 4:
+        rows = [(arm, *(_figure(found, m) for m in metrics)) for arm, found in figures.items()]
+        return table(("arm", *metrics), rows)
+    rows = [(m, *(_figure(found, m) for found in figures.values())) for m in metrics]
+    return table(("metric", *figures), rows)
+
+
+def _figure(found: Mapping[str, float], metric: str) -> str:
+    return f"{found[metric]}" if metric in found else "not stated"
+
+
+def _test(test: Mapping[str, Any]) -> str:
+    name, letter = {"paired_t": ("Paired t-test over classes", "t"),
+                    "mcnemar": ("McNemar's test", "chi-squared")}[test["test"]]  # fmt: skip
+    of = f" of {test['metric']}" if test.get("metric") else ""
+    said = [f"{letter} = {test['statistic']}"] if "statistic" in test else []
+    said += [f"p = {test['p']}"] if "p" in test else []
+    said += [test["note"]] if test.get("note") else []
+    return f"{name}{of}, `{test['a']}` against `{test['b']}`: {', '.join(said)}."
+
+
+def _ablation(ablation: Mapping[str, Any]) -> Iterator[str]:
+    what = {"cumulative": "each arm adds one factor to the arm above it",
+            "factorial": "every combination of the factors"}[ablation["kind"]]  # fmt: skip
+    yield "### Factors of the ablation"
+    yield f"By {ablation['metric']}: {what}."
+    yield table(
+        ("arm", "factors that are on"),
+        [(arm, ", ".join(factors) or "none") for arm, factors in ablation["arms"].items()],
+    )
+
+
+def _measured(name: str) -> str:
+    """What was written up of runs of this recipe, as it stands in docs/measured/NAME.md."""
+    path = Path(__file__).resolve().parent / "measured" / f"{name}.md"
+    if not path.is_file():
+        return "No run of this recipe is written up here."
+    return path.read_text("utf-8").strip()
 
 
 def toml_comments(text: str) -> dict[str, str]:
