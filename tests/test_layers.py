@@ -22,7 +22,7 @@ LAYERS = [
     {"data"},
     {"imaging"},
     {"evaluate"},
-    {"errors", "registry", "compat", "files", "parallel", "progress"},
+    {"errors", "registry", "compat", "files", "parallel", "progress", "tables"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 MODULES = sorted(SOURCE.rglob("*.py"))

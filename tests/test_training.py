@@ -15,20 +15,25 @@ from torch.nn.functional import cross_entropy
 from leukoscope.data import synthetic
 from leukoscope.data.index import examine
 from leukoscope.errors import InputError
-from leukoscope.models.classifier import build, seeded
+from leukoscope.models.classifier import Pooled, build, seeded
 from leukoscope.models.weights import resolve
 from leukoscope.recipes.schema import resolve as resolve_recipe
 from leukoscope.train import cache as caches
 from leukoscope.train import checkpoints, loop
 from leukoscope.train.cache import ArrayCache
-from leukoscope.train.loop import Part, Settings, batch, fit
+from leukoscope.train.loop import Part, batch, fit
 from leukoscope.train.samples import feature_samples, normalise, pixel_samples
+from leukoscope.train.settings import Training
 from leukoscope.train.views import ImageFile, ViewSettings, augmented, prepare
 
 RECIPE = resolve_recipe("lightweight-cnn")
 NONE = resolve("none", "cnn")
 VIEWS = ViewSettings([{"step": "resize", "size": 32}], RECIPE.augmentation, 3, 0)
-SETTINGS = Settings(5e-4, (0.9, 0.999), 1e-7, 4, 3, 5, 3, True, 0)
+SETTINGS = Training(
+    learning_rate=5e-4, epsilon=1e-7, batch_size=4, epochs=3, steps_per_epoch=5, patience=3,
+    trained="all",
+)  # fmt: skip
+HEAD = SETTINGS.model_copy(update={"trained": "head"})
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +101,10 @@ def test_features_of_a_frozen_backbone_train_the_head_to_the_plain_loops_numbers
     """The plain loop decodes, augments and runs the backbone for every presented view."""
     train, validation = parts(table)
     fast = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
-    samples = feature_samples(table, files, VIEWS, fast, NONE, {"backbone": "cnn"}, "cpu")
-    state = fit(fast, fast.head, samples, train, validation, SETTINGS, tmp_path)
+    samples = feature_samples(
+        table, files, VIEWS, Pooled(fast), NONE.input, {"backbone": "cnn"}, "cpu"
+    )
+    state = fit(fast, "cnn", samples, train, validation, HEAD, tmp_path, seed=0)
 
     plain = build("cnn", RECIPE.model.head, 6, NONE, seed=0).eval()
     optimizer = torch.optim.Adam(plain.head.parameters(), lr=5e-4, eps=1e-7)
@@ -110,11 +117,12 @@ def test_features_of_a_frozen_backbone_train_the_head_to_the_plain_loops_numbers
 
     losses = []
     for step in range(15):
-        chosen = batch(len(train.rows), 4, step, 0)
+        chosen, _ = batch(len(train.rows), 4, step, 0)
         images = np.stack([view(row) for row in train.rows[chosen]])
         plain.head.train()
         with torch.no_grad():
-            pooled = plain.pooled(normalise(torch.from_numpy(images), NONE))
+            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+            pooled = plain.pooled(normalise(pixels, NONE.input))
         with seeded(0, loop._STEP, step):
             loss = cross_entropy(plain.head(pooled), torch.from_numpy(train.labels[chosen]))
         optimizer.zero_grad()
@@ -124,7 +132,7 @@ def test_features_of_a_frozen_backbone_train_the_head_to_the_plain_loops_numbers
 
     fast_losses = [row["train_loss"] for row in state.history]
     np.testing.assert_allclose(fast_losses, np.reshape(losses, (3, 5)).mean(axis=1), rtol=1e-4)
-    checkpoints.load(tmp_path / "checkpoints" / "epoch-0003.safetensors", fast.head, None)
+    checkpoints.load(tmp_path / "checkpoints" / "epoch-0003.safetensors", fast.head)
     for one, other in zip(fast.head.parameters(), plain.head.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     for one, other in zip(fast.backbone.parameters(), plain.backbone.parameters(), strict=True):
@@ -153,11 +161,12 @@ def test_images_of_another_size_after_preprocessing_are_refused_every_time(
     as_they_are = ViewSettings([], RECIPE.augmentation, 2, 0)
     for _ in range(2):
         with pytest.raises(InputError, match=r"wide\.png is 60x48 and others are 48x48"):
-            pixel_samples(rows, mixed, as_they_are, NONE, "cpu")
+            pixel_samples(rows, mixed, as_they_are, NONE.input, "cpu")
 
 
 def test_batches_walk_through_whole_passes_and_are_never_short() -> None:
-    steps = [batch(10, 4, step, 0) for step in range(5)]
+    steps, passes = zip(*(batch(10, 4, step, 0) for step in range(5)), strict=True)
+    assert np.concatenate(passes).tolist() == [0] * 10 + [1] * 10
     assert all(len(rows) == 4 for rows in steps)
     flat = np.concatenate(steps)
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
@@ -169,11 +178,11 @@ def test_a_resumed_run_is_bit_identical(
     files: dict[str, ImageFile], table: pd.DataFrame, tmp_path: Path, stop: int
 ) -> None:
     train, validation = parts(table)
-    samples = pixel_samples(table, files, VIEWS, NONE, "cpu")
+    samples = pixel_samples(table, files, VIEWS, NONE.input, "cpu")
 
-    def trained(folder: Path, settings: Settings, resume: bool) -> dict[str, torch.Tensor]:
+    def trained(folder: Path, settings: Training, resume: bool) -> dict[str, torch.Tensor]:
         network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
-        fit(network, network, samples, train, validation, settings, folder, resume=resume)
+        fit(network, "cnn", samples, train, validation, settings, folder, seed=0, resume=resume)
         return network.state_dict()
 
     whole = trained(tmp_path / "whole", SETTINGS, resume=False)
@@ -211,11 +220,11 @@ def test_resume_refuses_other_settings(
 ) -> None:
     train, validation = parts(table)
     network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
-    samples = pixel_samples(table, files, VIEWS, NONE, "cpu")
-    once = Settings(5e-4, (0.9, 0.999), 1e-7, 4, 1, 2, 3, True, 0)
-    fit(network, network, samples, train, validation, once, tmp_path)
+    samples = pixel_samples(table, files, VIEWS, NONE.input, "cpu")
+    once = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": 2})
+    fit(network, "cnn", samples, train, validation, once, tmp_path, seed=0)
     with pytest.raises(InputError, match="other settings"):
-        fit(network, network, samples, train, validation, SETTINGS, tmp_path, resume=True)
+        fit(network, "cnn", samples, train, validation, SETTINGS, tmp_path, seed=0, resume=True)
 
 
 def test_early_stopping_keeps_the_best_epoch(
@@ -223,17 +232,17 @@ def test_early_stopping_keeps_the_best_epoch(
 ) -> None:
     train, validation = parts(table)
     network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
-    samples = pixel_samples(table, files, VIEWS, NONE, "cpu")
+    samples = pixel_samples(table, files, VIEWS, NONE.input, "cpu")
     losses = iter([1.0, 0.5, 0.7, 0.6, 0.1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_validate", lambda *_: {"validation_loss": next(losses),
                                                      "validation_accuracy": 0.0})  # fmt: skip
-        settings = Settings(5e-4, (0.9, 0.999), 1e-7, 4, 9, 1, 2, False, 0)
-        state = fit(network, network, samples, train, validation, settings, tmp_path)
+        settings = SETTINGS.model_copy(update={"epochs": 9, "steps_per_epoch": 1, "patience": 2})
+        state = fit(network, "cnn", samples, train, validation, settings, tmp_path, seed=0)
     assert state.epoch == 4
     assert state.best_epoch == 2
     best = build("cnn", RECIPE.model.head, 6, NONE, seed=1)
-    checkpoints.load(tmp_path / "checkpoints" / "best.safetensors", best, None)
+    checkpoints.load(tmp_path / "checkpoints" / "best.safetensors", best)
     assert all(
         torch.equal(a, b)
         for a, b in zip(best.state_dict().values(), network.state_dict().values(), strict=True)
@@ -245,7 +254,7 @@ def test_a_diverging_loss_stops_with_the_fix(
 ) -> None:
     train, validation = parts(table)
     network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
-    samples = pixel_samples(table, files, VIEWS, NONE, "cpu")
-    wild = Settings(1e30, (0.9, 0.999), 1e-7, 4, 3, 5, 3, False, 0)
+    samples = pixel_samples(table, files, VIEWS, NONE.input, "cpu")
+    wild = SETTINGS.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(InputError, match=r"learning_rate"):
-        fit(network, network, samples, train, validation, wild, tmp_path)
+        fit(network, "cnn", samples, train, validation, wild, tmp_path, seed=0)

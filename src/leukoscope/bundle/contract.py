@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
@@ -18,30 +16,29 @@ from pydantic import (
 from leukoscope.errors import InputError
 from leukoscope.files import read_json, sha256_of
 from leukoscope.imaging.pipeline import check as check_chain
+from leukoscope.tables import Table
 
 GRAPH = "model.onnx"
 CONTRACT = "contract.json"
 OUTPUTS = ("logits", "features", "feature_map", "class_gradient")
+"""What a graph gives; the last two only where heat maps can be made from them."""
 
 
-class Part(BaseModel):
-    """Plain data with no unknown keys."""
+Spread = Annotated[float, Field(gt=0)]
+Channels = tuple[float, float, float]
+Spreads = tuple[Spread, Spread, Spread]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-
-class Input(Part):
+class Input(Table):
     """Images as the graph takes them: float32 (n, 3, height, width), (RGB / 255 - mean) / std."""
 
     size: tuple[Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]]
     colour: Literal["RGB"] = "RGB"
-    mean: tuple[float, float, float]
-    std: tuple[
-        Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
-    ]
+    mean: Channels
+    std: Spreads
 
 
-class PredictionSets(Part):
+class PredictionSets(Table):
     """Class-conditional conformal sets: a class is in where 1 - its probability is at most this."""
 
     coverage: Annotated[float, Field(gt=0, lt=1)]
@@ -49,7 +46,7 @@ class PredictionSets(Part):
     calibrated_on: int
 
 
-class Origin(Part):
+class Origin(Table):
     """Which recipe and which data made the model."""
 
     recipe: str
@@ -64,24 +61,24 @@ class Origin(Part):
     images: int
     patients: int | None
     synthetic: bool
-    weights: dict[str, Any]
+    weights: list[dict[str, Any]]
 
 
-class Dense(Part):
+class Dense(Table):
     """A fully connected layer."""
 
     layer: Literal["dense"]
     units: Annotated[int, Field(ge=1, le=65536)]
 
 
-class Dropout(Part):
+class Dropout(Table):
     """Zeroes a share p of its inputs in training."""
 
     layer: Literal["dropout"]
     p: Annotated[float, Field(ge=0, lt=1)]
 
 
-class Relu(Part):
+class Relu(Table):
     """max(0, x)."""
 
     layer: Literal["relu"]
@@ -107,17 +104,52 @@ Head = Annotated[list[dict[str, Any]], AfterValidator(_checked_head)]
 """A head's layers before the last dense one, as plain data: dense, dropout and relu."""
 
 
-class Model(Part):
-    """The network behind the graph, enough to build it again in torch."""
+class Network(Table):
+    """One network: what timm or models.backbones builds, and the input its weights were made for.
+
+    `layer` names the deep features that are taken from it; "" where it classifies by itself.
+    `classifies`: its own head was trained. `file` is its weights in a run's model folder.
+    """
 
     architecture: str
     arguments: dict[str, Any] = {}
-    head: Head
-    precision: Literal["fp32", "int8"] = "fp32"
+    layer: str = ""
+    classifies: bool = True
+    mean: Channels
+    std: Spreads
+    file: str = "model.safetensors"
     sha256: str = ""
 
 
-class Contract(Part):
+class Model(Table):
+    """The network, or those whose deep features `classical` classifies, and the graph.
+
+    `zscore`: rows of each network's features are standardised. `heat_maps`: the graph also gives
+    the last feature map and each class's gradient, which Grad-CAM needs. `classical` is the
+    SHA-256 of `classical.skops` in a run's model folder, "" where there is none.
+    """
+
+    networks: Annotated[list[Network], Field(min_length=1)]
+    head: Head
+    zscore: bool = False
+    classical: str = ""
+    heat_maps: bool = True
+    precision: Literal["fp32", "int8"] = "fp32"
+    sha256: str = ""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The graph's outputs, in order."""
+        return OUTPUTS if self.heat_maps else OUTPUTS[:2]
+
+    @property
+    def described(self) -> str:
+        """The architecture in words."""
+        names = " + ".join(f"{n.architecture} {n.layer}".strip() for n in self.networks)
+        return f"classical model on {names}" if self.classical else names
+
+
+class Contract(Table):
     """Everything inference needs beside the graph; the server reads nothing else."""
 
     format: Literal[1] = 1

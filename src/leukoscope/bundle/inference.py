@@ -71,10 +71,10 @@ class Reader:
 
     def _check_outputs(self) -> None:
         found = tuple(output.name for output in self.session.get_outputs())
-        if found != contracts.OUTPUTS:
+        wanted = self.contract.model.outputs
+        if found != wanted:
             raise InputError(
-                f"The graph gives {', '.join(found)}; a bundle's gives "
-                f"{', '.join(contracts.OUTPUTS)}",
+                f"The graph gives {', '.join(found)}; its contract says {', '.join(wanted)}",
                 fix="Export the bundle again.",
                 field="bundle",
             )

@@ -19,7 +19,7 @@ def heat_map(feature_map: np.ndarray, gradient: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """The image beside itself under its heat map: uint8 RGB (H, W, 3) to (H, 2 W, 3).
+    """The image, uint8 RGB (H, W, 3), under its heat map.
 
     Heat (h, w) in [0, 1] is drawn in inferno's colours, which read in grey and by the colour-blind,
     more opaque where it is hotter, so that the cell stays visible.
@@ -30,4 +30,4 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     colours = cv2.applyColorMap(np.uint8(255 * large), cv2.COLORMAP_INFERNO)[..., ::-1]
     opacity = 0.65 * large[..., None]
     mixed = image * (1 - opacity) + colours * opacity
-    return np.hstack([image, np.round(mixed).astype(np.uint8)])
+    return np.round(mixed).astype(np.uint8)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leukoscope.errors import InputError
-from leukoscope.models.backbones import build_backbone
+from leukoscope.models.backbones import ClassToken, FullyConnected, build_backbone
 from leukoscope.models.weights import Weights
 
 LAYERS = ("dropout", "dense", "relu")
@@ -27,6 +27,11 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return int(self.head[-1].out_features)  # type: ignore[arg-type]
 
     def pooled(self, images: Tensor) -> Tensor:
         """(n, d) features after global average pooling."""
@@ -48,23 +53,32 @@ class Pooled(nn.Module):
         return self.classifier.pooled(images)
 
 
+def gives_heat_maps(classifier: Classifier) -> bool:
+    """Whether the head follows a mean over a feature map, so that Grad-CAM needs no more than the
+    map and the head; the fully connected networks and transformers do not."""
+    return not isinstance(classifier.backbone, FullyConnected | ClassToken)
+
+
 class Deployed(nn.Module):
-    """What the ONNX graph computes: (logits, features, feature_map, class_gradient).
+    """What the ONNX graph computes: (logits, features, feature_map, class_gradient), or the first
+    `outputs` of these.
 
     `class_gradient` is (n, classes, d): the gradient of each logit by the pooled features. Since
     pooling is a mean, Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) weighs the feature map with
     exactly this, so heat maps need neither torch nor a second pass.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, outputs: int = 4) -> None:
         super().__init__()
         self.classifier = classifier
+        self.outputs = outputs
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         feature_map = self.classifier.backbone(images)
         features = feature_map.mean(dim=(2, 3))
-        logits = self.classifier.head(features)
-        return logits, features, feature_map, head_gradient(self.classifier.head, features)
+        head = self.classifier.head
+        found = head(features), features, feature_map, head_gradient(head, features)
+        return found[: self.outputs]
 
 
 def head_gradient(head: nn.Sequential, features: Tensor) -> Tensor:

@@ -13,13 +13,15 @@ from torch import nn
 from leukoscope.errors import LeukoscopeError
 from leukoscope.models.classifier import Classifier, Deployed
 
-OUTPUTS = ("logits", "features", "feature_map", "class_gradient")
 OPSET = 18
 
 
-def classifier_graph(classifier: Classifier, size: tuple[int, int]) -> bytes:
-    """ONNX of a classifier: `images` (n, 3, h, w) float32 normalised, to the four OUTPUTS."""
-    return to_onnx(Deployed(classifier), size, OUTPUTS)
+def classifier_graph(
+    classifier: Classifier, size: tuple[int, int], outputs: tuple[str, ...]
+) -> bytes:
+    """ONNX of a classifier: `images` (n, 3, h, w) float32 normalised, to `outputs`, the first of
+    logits, features, feature_map and class_gradient."""
+    return to_onnx(Deployed(classifier, len(outputs)), size, outputs)
 
 
 def to_onnx(module: nn.Module, size: tuple[int, int], outputs: tuple[str, ...]) -> bytes:

@@ -3,87 +3,98 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
-from torch import Tensor
 
 import leukoscope
 from leukoscope.bundle import card
 from leukoscope.bundle import contract as contracts
-from leukoscope.bundle.contract import Contract, Input, Model, Origin, PredictionSets
+from leukoscope.bundle.contract import Contract, Input, Model, Network, Origin, PredictionSets
 from leukoscope.bundle.inference import Reader, answers
 from leukoscope.data.index import CellIndex
 from leukoscope.errors import InputError
 from leukoscope.evaluate.calibration import fit_conformal, fit_temperature, softmax
 from leukoscope.evaluate.novelty import fit as fit_novelty
 from leukoscope.files import atomic, output_folder, read_json, sha256_of, write_json, write_text
-from leukoscope.models.classifier import Classifier, build
-from leukoscope.models.graph import classifier_graph
-from leukoscope.models.weights import Weights
-from leukoscope.models.weights import resolve as resolve_weights
+from leukoscope.models import classical, joined
+from leukoscope.models.classifier import Classifier, build, gives_heat_maps
+from leukoscope.models.graph import classifier_graph, to_onnx
+from leukoscope.models.weights import InputFormat, Weights
+from leukoscope.recipes.experiment import Experiment
+from leukoscope.recipes.learning import Learned, Outputs, joined_networks
 from leukoscope.recipes.schema import Protocol, Recipe
 
 COVERAGE = 0.9
 WEIGHTS = "model.safetensors"
-Outputs = Mapping[str, tuple[Tensor, Tensor]]
-"""Logits and pooled features by role."""
+STAGE = "classical.skops"
 
 
-def calibrate(
-    plan: Recipe,
-    protocol: Protocol,
-    index: CellIndex,
-    start: Weights,
-    size: tuple[int, int],
-    classes: Sequence[str],
-    table: pd.DataFrame,
-    said: Outputs,
-) -> Contract:
+def calibrate(job: Experiment, learned: Learned, said: Outputs) -> Contract:
     """The contract: temperature, prediction sets and novelty, fitted on validation.
 
     Under the published protocol validation is what is scored, so nothing is fitted to it.
     """
+    plan, table, classes = job.plan, job.table, job.classes
     logits, features = (part.numpy() for part in said["validation"])
     temperature, sets, novelty = 1.0, None, None
-    if protocol == "clean":
-        labels = _codes(table, "validation", classes)
+    if job.protocol == "clean":
+        labels = job.labels(job.scored("validation"))
         temperature = fit_temperature(logits, labels)
         sets = PredictionSets(
             coverage=COVERAGE,
             thresholds=fit_conformal(softmax(logits, temperature), labels, coverage=COVERAGE),
             calibrated_on=len(labels),
         )
-        novelty = fit_novelty(
-            said["train"][1].numpy(), _codes(table, "train", classes), features, logits
-        )
+        own = job.labels(job.scored("train"))
+        novelty = fit_novelty(said["train"][1].numpy(), own, features, logits)
+    start = job.starts[0]
     contract = Contract(
         leukoscope=leukoscope.__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         name=f"{plan.name}-{plan.arm}",
         version="1",
-        input=Input(size=size, mean=start.input.mean, std=start.input.std),
+        input=Input(size=learned.size, mean=start.input.mean, std=start.input.std),
         preprocessing=plan.preprocessing,
         classes=list(classes),
         temperature=temperature,
         prediction_sets=sets,
         novelty=novelty,
-        model=Model(
-            architecture=plan.model.backbone, arguments=start.arguments, head=plan.model.head
-        ),
-        origin=_origin(plan, protocol, index, start),
+        model=_model(job, learned),
+        origin=_origin(plan, job.protocol, job.index, job.starts),
         validation={},
     )
     seen = answers(logits, features, contract)
     training = table.loc[table["role"] == "train", "label"]
     expected = _validation(seen.probs, seen.novelty) | {"majority": training.mode()[0]}
     return contract.model_copy(update={"validation": expected})
+
+
+def _model(job: Experiment, learned: Learned) -> Model:
+    """The networks as the contract states them, without hashes yet."""
+    plan = job.plan
+    alone = len(plan.networks) == 1
+    networks = [
+        Network(
+            architecture=network.backbone,
+            arguments=start.arguments,
+            layer=network.layer if plan.classic else "",
+            classifies=not plan.classic or plan.features.finetune,
+            mean=start.input.mean,
+            std=start.input.std,
+            file=WEIGHTS if alone else f"{place}-{network.backbone}.safetensors",
+        )
+        for place, (network, start) in enumerate(zip(plan.networks, job.starts, strict=True), 1)
+    ]
+    maps = not plan.classic and gives_heat_maps(learned.classifiers[0])
+    return Model(
+        networks=networks, head=plan.model.head, zscore=plan.features.zscore, heat_maps=maps
+    )
 
 
 def _validation(probs: np.ndarray, novelty: np.ndarray) -> dict[str, Any]:
@@ -99,7 +110,9 @@ def _validation(probs: np.ndarray, novelty: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _origin(plan: Recipe, protocol: Protocol, index: CellIndex, start: Weights) -> Origin:
+def _origin(
+    plan: Recipe, protocol: Protocol, index: CellIndex, starts: Sequence[Weights]
+) -> Origin:
     patients = index.frame["patient"].dropna().nunique()
     return Origin(
         recipe=plan.name,
@@ -114,28 +127,31 @@ def _origin(plan: Recipe, protocol: Protocol, index: CellIndex, start: Weights) 
         images=len(index.frame),
         patients=int(patients) or None,
         synthetic=index.synthetic,
-        weights=start.describe(),
+        weights=[start.describe() for start in starts],
     )
 
 
-def _codes(table: pd.DataFrame, role: str, classes: Sequence[str]) -> np.ndarray:
-    rows = table[(table["role"] == role) & (table["view"] == 0)]
-    return pd.Categorical(rows["label"], categories=list(classes)).codes.astype(np.int64)
-
-
-def save_model(classifier: Classifier, contract: Contract, folder: Path) -> None:
-    """Write `model.safetensors` and `contract.json`."""
+def save_model(learned: Learned, contract: Contract, folder: Path) -> None:
+    """Write the networks' weights, the classical model where there is one, and the contract."""
     output_folder(folder)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
-    with atomic(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(serialise(tensors))
-    stated = contract.model.model_copy(update={"sha256": sha256_of(folder / WEIGHTS)})
+    networks = []
+    for classifier, network in zip(learned.classifiers, contract.model.networks, strict=True):
+        tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
+        with atomic(folder / network.file) as temporary:
+            temporary.write_bytes(serialise(tensors))
+        digest = sha256_of(folder / network.file)
+        networks.append(network.model_copy(update={"sha256": digest}))
+    stated: dict[str, Any] = {"networks": networks}
+    if learned.stage is not None:
+        classical.save(learned.stage, folder / STAGE)
+        stated["classical"] = sha256_of(folder / STAGE)
+    model = contract.model.model_copy(update=stated)
     write_json(folder / contracts.CONTRACT,
-               contract.model_copy(update={"model": stated}).model_dump())  # fmt: skip
+               contract.model_copy(update={"model": model}).model_dump())  # fmt: skip
 
 
-def load_model(run: Path) -> tuple[Classifier, Contract]:
-    """The classifier of a run, verified against its contract; InputError where it is damaged."""
+def load_model(run: Path) -> tuple[Learned, Contract]:
+    """What a run learned, verified against its contract; InputError where it is damaged."""
     folder = run / "model"
     if not folder.is_dir():
         raise InputError(
@@ -144,17 +160,21 @@ def load_model(run: Path) -> tuple[Classifier, Contract]:
             field="run",
         )
     contract = contracts.read(folder)
-    path = folder / WEIGHTS
-    if not path.is_file() or sha256_of(path) != contract.model.sha256:
-        raise InputError(
-            f"{path} is missing or isn't the file its contract was written for",
-            fix="Train the run again.",
-            field="run",
-        )
     model = contract.model
-    start = resolve_weights("none", model.architecture)
-    start = Weights("none", start.input, model.arguments)
-    classifier = build(model.architecture, model.head, len(contract.classes), start, seed=0)
+    classifiers = [_load_network(folder, network, contract) for network in model.networks]
+    stage = None
+    if model.classical:
+        _verify(folder / STAGE, model.classical)
+        stage = classical.load(folder / STAGE)
+    return Learned(classifiers, contract.input.size, stage), contract
+
+
+def _load_network(folder: Path, network: Network, contract: Contract) -> Classifier:
+    path = folder / network.file
+    _verify(path, network.sha256)
+    start = Weights("none", InputFormat(mean=network.mean, std=network.std), network.arguments)
+    head = list(contract.model.head)
+    classifier = build(network.architecture, head, len(contract.classes), start, seed=0)
     try:
         classifier.load_state_dict(deserialise(path.read_bytes()))
     except (RuntimeError, SafetensorError) as problem:
@@ -163,32 +183,51 @@ def load_model(run: Path) -> tuple[Classifier, Contract]:
             fix="Train the run again.",
             field="run",
         ) from None
-    return classifier.eval(), contract
+    return classifier.eval()
+
+
+def _verify(path: Path, digest: str) -> None:
+    if not path.is_file() or sha256_of(path) != digest:
+        raise InputError(
+            f"{path} is missing or isn't the file its contract was written for",
+            fix="Train the run again.",
+            field="run",
+        )
+
+
+def graph_of(learned: Learned, contract: Contract) -> bytes:
+    """The ONNX graph of the whole way from normalised images to logits."""
+    model, size = contract.model, contract.input.size
+    if learned.stage is None:
+        return classifier_graph(learned.classifiers[0], size, model.outputs)
+    network = joined_networks(
+        [(n.architecture, n.layer) for n in model.networks],
+        learned.classifiers,
+        [InputFormat(mean=n.mean, std=n.std) for n in model.networks],
+        zscore=model.zscore,
+    ).eval()
+    graph = joined.to_onnx(learned.stage, sum(network.widths))
+    return joined.join(to_onnx(network, size, ("features",)), graph)
 
 
 def reader_of(run: Path) -> Reader:
     """A run as an inference reader, through the very graph that `export` writes."""
-    classifier, contract = load_model(run)
-    return Reader(contract, classifier_graph(classifier, contract.input.size))
+    learned, contract = load_model(run)
+    return Reader(contract, graph_of(learned, contract))
 
 
 def export(run: Path, out: Path) -> Path:
     """Write the bundle of a run: graph, contract, model card. Returns the bundle's folder.
 
-    Raises InputError where the run isn't finished or the folder can't be written.
+    A run of the published protocol gives one too, whose card says that its figures are inflated
+    and its probabilities not calibrated. Raises InputError where the run isn't finished or the
+    folder can't be written.
     """
-    classifier, contract = load_model(run)
-    if contract.origin.protocol != "clean":
-        raise InputError(
-            f"{run} was trained under the published protocol, whose figures are inflated and whose "
-            "probabilities aren't calibrated",
-            fix="Export a run of --protocol clean.",
-            field="run",
-        )
+    learned, contract = load_model(run)
     described = read_json(run / "metrics.json")
     card.render(contract, described)  # what is wrong with it is said before anything is written
     folder = _bundle_folder(out)
-    graph = classifier_graph(classifier, contract.input.size)
+    graph = graph_of(learned, contract)
     with atomic(folder / contracts.GRAPH) as temporary:
         temporary.write_bytes(graph)
     digest = sha256_of(folder / contracts.GRAPH)

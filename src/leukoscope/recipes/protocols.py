@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import StratifiedKFold
 
 from leukoscope.data import split as splits
 from leukoscope.data.duplicates import Duplicates
@@ -36,6 +37,8 @@ def image_split(
             splits.check(cells, given, found=found)
             _require_test(given)
         return one_fold(given, fold)
+    if recipe.split.folds > 1:
+        return one_fold(all_folds(cells, recipe, protocol, found), fold)
     if protocol == "clean":
         shares = splits.ratios(recipe.split.clean)
         made = splits.split(cells, ratios=shares, seed=recipe.seed, found=found)
@@ -50,6 +53,31 @@ def image_split(
             "role": _at_random(len(cells.frame), recipe),
         }
     )
+
+
+def all_folds(
+    cells: CellIndex, recipe: Recipe, protocol: Protocol, found: Duplicates
+) -> pd.DataFrame:
+    """K folds, a row an image and fold. Published: stratified at random, and each held-out fold
+    is the validation part; clean: grouped, and each held-out fold is tested once."""
+    folds = recipe.split.folds
+    if protocol == "clean":
+        return splits.split(cells, folds=folds, seed=recipe.seed, found=found)
+    labels = cells.frame["label"]
+    if labels.value_counts().min() < folds:
+        raise InputError(
+            f"{folds} folds need {folds} images of every class; the smallest has "
+            f"{labels.value_counts().min()}",
+            fix="Lower split.folds, or add images.",
+            field="split.folds",
+        )
+    parts = StratifiedKFold(folds, shuffle=True, random_state=recipe.seed).split(labels, labels)
+    frames = []
+    for number, (_, held) in enumerate(parts):
+        role = np.full(len(labels), "train", dtype=object)
+        role[held] = "validation"
+        frames.append(pd.DataFrame({"image": cells.frame["image"], "fold": number, "role": role}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _require_test(roles: pd.DataFrame) -> None:
@@ -67,13 +95,13 @@ def one_fold(given: pd.DataFrame, fold: int | None) -> pd.DataFrame:
     folds = sorted(map(int, given["fold"].unique()))
     if fold is None and len(folds) > 1:
         raise InputError(
-            f"The split file holds {len(folds)} folds, a run trains on one",
+            f"The split holds {len(folds)} folds, a run trains on one",
             fix=f"Name it with --fold, from {folds[0]} to {folds[-1]}.",
             field="fold",
         )
     if fold is not None and fold not in folds:
         raise InputError(
-            f"The split file has no fold {fold}; allowed: {', '.join(map(str, folds))}",
+            f"The split has no fold {fold}; allowed: {', '.join(map(str, folds))}",
             fix="Name one of these.",
             field="fold",
         )

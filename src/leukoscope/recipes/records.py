@@ -9,15 +9,16 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import tomli_w
 import torch
+from torch import Tensor
 
 import leukoscope
 from leukoscope.bundle.contract import Contract
@@ -25,50 +26,37 @@ from leukoscope.data.index import CellIndex
 from leukoscope.data.table import write_parquet
 from leukoscope.errors import InputError, some
 from leukoscope.evaluate.calibration import softmax
+from leukoscope.evaluate.metrics import summarise
 from leukoscope.files import plain, read_json, sha256_of, write_json, write_text
-from leukoscope.models.weights import Weights
-from leukoscope.recipes.deploy import Outputs
-from leukoscope.recipes.judgement import baseline, measure
+from leukoscope.recipes.judgement import baseline, measure, scored
 from leukoscope.recipes.schema import Protocol, Recipe
+
+if TYPE_CHECKING:
+    from leukoscope.recipes.experiment import Experiment
 
 PACKAGES = ("torch", "timm", "onnxruntime", "numpy", "opencv-python-headless", "scikit-learn",
             "kornia", "pandas")  # fmt: skip
 
 
-def inputs_of(index: CellIndex, roles: pd.DataFrame, start: Weights) -> dict[str, Any]:
+def inputs_of(job: Experiment) -> dict[str, Any]:
     """What a run is made from beside its recipe: hashes of the images, split and weights."""
+    roles = job.table if job.pooled else job.roles
     rows = roles.sort_values(["image", "role"])[["image", "role"]].to_csv(index=False)
     return {
-        "images": index.sha256,
+        "images": job.index.sha256,
         "split": hashlib.sha256(rows.encode("utf-8", "backslashreplace")).hexdigest(),
-        "weights": start.describe(),
+        "weights": [start.describe() for start in job.starts],
     }
 
 
-def claim(
-    out: Path, plan: Recipe, protocol: Protocol, inputs: dict[str, Any], resume: bool
-) -> Path:
-    """Take `out` as the run folder; write `recipe.toml` and `checkpoints/inputs.json`.
+def claim(out: Path, job: Experiment, resume: bool) -> bool:
+    """Take `out` as the run folder; write what is known before training. False: it is finished.
 
     InputError where another run stands there, or where `resume` meets another recipe, setting,
     index, split or weights: half a run must not go on with other data.
     """
-    path = out / "recipe.toml"
-    text = tomli_w.dumps({"protocol": protocol, **plain(plan.resolved())})
-    given = out / "checkpoints" / "inputs.json"
-    if path.exists():
-        if not resume:
-            raise InputError(
-                f"{out} holds a run already",
-                fix="Go on with --resume, or choose another folder with -o.",
-                field="output",
-            )
-        if path.read_bytes() != text.encode():
-            raise InputError(
-                f"The run in {out} was started with another recipe, arm, protocol or setting",
-                fix="Resume with the same ones, or choose another folder with -o.",
-                field="resume",
-            )
+    inputs, given = inputs_of(job), out / "checkpoints" / "inputs.json"
+    if claim_recipe(out, job.plan, job.protocol, resume):
         changed = [k for k, v in read_json(given).items() if v != plain(inputs).get(k)]
         if changed:
             raise InputError(
@@ -77,8 +65,40 @@ def claim(
                 field="resume",
             )
     write_json(given, inputs)
-    write_text(path, text)
-    return out
+    write_recipe(out, job.plan, job.protocol)
+    if resume and (out / "environment.json").is_file():
+        return False
+    keep_split(out, job)
+    return True
+
+
+def claim_recipe(out: Path, plan: Recipe, protocol: Protocol, resume: bool) -> bool:
+    """Whether the same run was begun here; InputError where another one was, or no `resume`."""
+    path = out / "recipe.toml"
+    if not path.exists():
+        return False
+    if not resume:
+        raise InputError(
+            f"{out} holds a run already",
+            fix="Go on with --resume, or choose another folder with -o.",
+            field="output",
+        )
+    if path.read_bytes() != _recipe_text(plan, protocol).encode():
+        raise InputError(
+            f"The run in {out} was started with another recipe, arm, protocol or setting",
+            fix="Resume with the same ones, or choose another folder with -o.",
+            field="resume",
+        )
+    return True
+
+
+def write_recipe(out: Path, plan: Recipe, protocol: Protocol) -> None:
+    """Write recipe.toml, a recipe by itself that says just what ran."""
+    write_text(out / "recipe.toml", _recipe_text(plan, protocol))
+
+
+def _recipe_text(plan: Recipe, protocol: Protocol) -> str:
+    return tomli_w.dumps({"protocol": protocol, **plain(plan.resolved())})
 
 
 def check_labels(index: CellIndex, table: pd.DataFrame) -> list[str]:
@@ -120,12 +140,11 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
-def keep_split(
-    run: Path, roles: pd.DataFrame, table: pd.DataFrame, findings: dict[str, Any], pooled: bool
-) -> None:
+def keep_split(run: Path, job: Experiment) -> None:
     """Write split.parquet and audit.json; a split of views is written with its `view` column."""
-    if pooled:
-        sides = table.groupby("image")["role"].nunique()
+    roles, findings = job.roles, dict(job.findings)
+    if job.pooled:
+        sides = job.table.groupby("image")["role"].nunique()
         split = sorted(sides.index[sides > 1])
         findings["verdict"] = "leak"
         findings["views_across_roles"] = len(split)
@@ -134,7 +153,7 @@ def keep_split(
             "and in validation, because the views were made before the split.",
             *findings["summary"],
         ]
-        roles = table[["image", "view", "role"]].assign(fold=0)
+        roles = job.table[["image", "view", "role"]].assign(fold=0)
     write_parquet(pa.Table.from_pandas(roles, preserve_index=False), run / "split.parquet")
     write_json(run / "audit.json", findings)
 
@@ -147,57 +166,64 @@ def scored_rows(table: pd.DataFrame, role: str, pooled: bool) -> np.ndarray:
     return rows.to_numpy().nonzero()[0]
 
 
+def judge(
+    job: Experiment,
+    said: Mapping[str, tuple[Tensor, Tensor]],
+    contract: Contract,
+    phases: Mapping[str, Tensor],
+    run: Path,
+) -> None:
+    """Write predictions.parquet and metrics.json; the trivial baselines stand beside.
+
+    said: logits and features by role. phases: logits of the scored rows after each phase of
+    training.
+    """
+    frame = predictions(job, said, contract)
+    write_parquet(pa.Table.from_pandas(frame, preserve_index=False), run / "predictions.parquet")
+    part = frame[frame["role"] == job.role]
+    result = {"role": job.role, "protocol": job.protocol, **measure(part, job.classes)}
+    result["baseline"] = baseline(job.index, job.roles, job.role)
+    if result["baseline"]["colour_knn"] is None:
+        why = "the protocol scores views, and no image has a role of its own"
+        result["undefined"] |= {"baseline.majority": why, "baseline.colour_knn": why}
+    if job.role != "validation":
+        chosen_by = frame[frame["role"] == "validation"]
+        result["validation"] = summarise(scored(chosen_by, job.classes))
+    rows = job.table.iloc[job.scored(job.role)]
+    result["phases"] = {
+        number: measure(_answers(rows, softmax(logits.numpy(), 1.0), job.classes), job.classes)
+        for number, logits in phases.items()
+    }
+    write_json(run / "metrics.json", result)
+
+
 def predictions(
-    table: pd.DataFrame, said: Outputs, contract: Contract, pooled: bool
+    job: Experiment, said: Mapping[str, tuple[Tensor, Tensor]], contract: Contract
 ) -> pd.DataFrame:
     """image, patient, label, predicted, prob_<class>…, role, view of every scored row."""
     parts = []
     for role, (logits, _) in said.items():
         if role == "train":
             continue
-        rows = table.iloc[scored_rows(table, role, pooled)]
+        rows = job.table.iloc[job.scored(role)]
         probs = softmax(logits.numpy(), contract.temperature)
-        part = rows[["image", "patient", "label"]].reset_index(drop=True)
-        part["predicted"] = np.array(contract.classes)[probs.argmax(axis=1)]
-        for column, name in enumerate(contract.classes):
-            part[f"prob_{name}"] = probs[:, column]
-        part["role"] = role
-        part["view"] = rows["view"].to_numpy()
-        parts.append(part)
+        part = _answers(rows, probs, contract.classes)
+        parts.append(part.assign(role=role, view=rows["view"].to_numpy()))
     return pd.concat(parts, ignore_index=True)
 
 
-def judge(
-    run: Path,
-    frame: pd.DataFrame,
-    index: CellIndex,
-    roles: pd.DataFrame,
-    classes: Sequence[str],
-    role: str,
-    protocol: Protocol,
-) -> None:
-    """Write predictions.parquet and metrics.json; the trivial baselines stand beside."""
-    write_parquet(pa.Table.from_pandas(frame, preserve_index=False), run / "predictions.parquet")
-    part = frame[frame["role"] == role]
-    result = {"role": role, "protocol": protocol, **measure(part, classes)}
-    result["baseline"] = baseline(index, roles, role)
-    if result["baseline"]["colour_knn"] is None:
-        why = "the protocol scores views, and no image has a role of its own"
-        result["undefined"] |= {"baseline.majority": why, "baseline.colour_knn": why}
-    write_json(run / "metrics.json", result)
+def _answers(rows: pd.DataFrame, probs: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """image, patient, label, predicted, prob_<class>… of rows with (n, k) probabilities."""
+    part = rows[["image", "patient", "label"]].reset_index(drop=True)
+    part["predicted"] = np.array(classes)[probs.argmax(axis=1)]
+    for column, name in enumerate(classes):
+        part[f"prob_{name}"] = probs[:, column]
+    return part
 
 
-def environment(
-    run: Path,
-    plan: Recipe,
-    protocol: Protocol,
-    index: CellIndex,
-    cells: Path,
-    start: Weights,
-    device: str,
-    began: float,
-) -> None:
+def environment(job: Experiment, cells: Path, began: float, run: Path) -> None:
     """Write environment.json: what ran, where, on what, and the command that repeats it."""
+    plan, index, device = job.plan, job.index, job.device
     write_json(
         run / "environment.json",
         {
@@ -208,11 +234,11 @@ def environment(
             "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
             "threads": torch.get_num_threads(),
             "seed": plan.seed,
-            "protocol": protocol,
+            "protocol": job.protocol,
             "recipe": plan.name,
             "arm": plan.arm,
             "recipe_sha256": plan.sha256,
-            "weights": start.describe(),
+            "weights": [start.describe() for start in job.starts],
             "index": {
                 "path": str(Path(cells).resolve()),
                 "root": str(index.root),

@@ -9,25 +9,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from leukoscope.bundle.contract import Head
 from leukoscope.data.split import ratios as parse_ratios
 from leukoscope.errors import InputError, UnknownNameError, nearest
 from leukoscope.files import to_json
+from leukoscope.models.classical import Classical
+from leukoscope.tables import Table
+from leukoscope.train.settings import Training
 
 Protocol = Literal["clean", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("clean", "published")
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=100_000)]
-
-
-class Table(BaseModel):
-    """A TOML table with no unknown keys, unchangeable once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+Flag = Literal["blur", "under_exposed", "over_exposed", "unsaturated", "debris", "empty"]
 
 
 class Paper(Table):
@@ -39,44 +33,103 @@ class Paper(Table):
 
 
 class Split(Table):
-    """Shares of training/validation/test, and what the paper split: images, or views of them."""
+    """Shares of training/validation/test, and what the paper split: images, or views of them.
+
+    `folds` K > 1: stratified K-fold cross-validation in place of the shares. Under the clean
+    protocol each fold is tested once, and validated on a part of its training images; under the
+    published one the held-out fold is the validation part that is scored.
+    """
 
     clean: str = "70/15/15"
     published: str
     published_unit: Literal["image", "view"] = "image"
+    folds: Annotated[int, Field(ge=1, le=100)] = 1
 
 
 class Views(Table):
-    """Augmented copies made in advance: `count` views an image, the first the image itself."""
+    """Augmented copies: `count` views of an image made in advance, the first the image itself; or
+    `online`, a fresh view at every pass."""
 
     count: Annotated[int, Field(ge=1, le=1000)] = 1
+    online: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Views:
+        if self.online and self.count > 1:
+            raise ValueError("`count` above 1 makes views in advance; `online` must be false then")
+        return self
 
 
 class Model(Table):
-    """Backbone and head; a frozen backbone runs once per view and only the head trains."""
+    """Backbone and head of a network that classifies by itself."""
 
-    backbone: str
+    backbone: str = ""
     weights: Literal["auto", "none"] = "auto"
-    frozen: bool = False
     head: Head = []
 
 
-class Training(Table):
-    """Optimisation. `steps_per_epoch` 0 means every view once an epoch."""
+class Network(Table):
+    """One network whose activations at `layer` are deep features (see models.features)."""
 
-    optimizer: Literal["adam"] = "adam"
-    learning_rate: Positive
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    epsilon: Positive = 1e-8
-    batch_size: Annotated[int, Field(ge=2, le=65536)]
-    epochs: Count
-    steps_per_epoch: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    patience: Count
-    mixed_precision: bool = False
+    backbone: str
+    layer: Literal["gap", "pool5", "fc7"]
+    weights: Literal["auto", "none"] = "auto"
+
+
+class Features(Table):
+    """Deep features in place of a network that classifies by itself, where `networks` are named.
+
+    `finetune`: each network is first trained as a classifier, with the head of `model` and the
+    settings of `training`. `zscore`: each row of each network's features gets mean 0 and standard
+    deviation 1.
+    """
+
+    networks: list[Network] = []
+    finetune: bool = True
+    zscore: bool = False
+
+
+class PublishedTest(Table):
+    """A paired test as the paper states it."""
+
+    test: Literal["paired_t", "mcnemar"]
+    a: str
+    b: str
+    metric: str = ""
+    statistic: float | None = None
+    p: float | None = None
+    note: str = ""
+
+
+class PublishedTable(Table):
+    """One table of the paper: figures by arm and metric, a dotted path as `metrics.json` has it.
+
+    Beside it `validation.accuracy`, `phases.1.accuracy`, `history.3.validation_accuracy` (epoch 3)
+    and `environment.seconds`. `classes` k > 0: it is about data of k classes.
+    """
+
+    title: str
+    classes: Annotated[int, Field(ge=0)] = 0
+    figures: dict[str, dict[str, float]] = {}
+    tests: list[PublishedTest] = []
+
+
+class Ablation(Table):
+    """Arms by the factors that are switched on; `cumulative` adds one to the arm before."""
+
+    kind: Literal["cumulative", "factorial"]
+    metric: str = "accuracy"
+    arms: dict[str, list[str]]
 
 
 class Recipe(Table):
-    """One experiment, fully resolved: recipe file, arm and `--set` merged."""
+    """One experiment, fully resolved: recipe file, arm and `--set` merged.
+
+    `exclude` names flags of imaging.quality: under the published protocol images with one are left
+    out altogether, under the clean one out of training and validation only, since a laboratory
+    can't choose its test images. `balance`: `class_weights` in the loss; `oversample` replicates
+    training images up to the largest class; `top_up` adds augmented copies instead.
+    """
 
     name: str
     title: str
@@ -86,18 +139,42 @@ class Recipe(Table):
     arm: str
     seed: Annotated[int, Field(ge=0)] = 0
     split: Split
+    exclude: list[Flag] = []
     preprocessing: list[dict[str, Any]]
     views: Views = Views()
     augmentation: list[dict[str, Any]] = []
+    balance: Literal["none", "class_weights", "oversample", "top_up"] = "none"
     model: Model
+    features: Features = Features()
     training: Training
-    published: dict[str, float] = {}
+    classical: Classical = Classical()
+    published: list[PublishedTable] = []
+    ablation: Ablation | None = None
     traps: list[str] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if bool(self.model.backbone) == bool(self.features.networks):
+            raise ValueError("name either model.backbone or features.networks")
+        return self
+
+    @property
+    def networks(self) -> list[Network]:
+        """The networks that take part: the one that classifies, or those that give features."""
+        single = Network(backbone=self.model.backbone, layer="gap", weights=self.model.weights)
+        return self.features.networks or [single]
+
+    @property
+    def classic(self) -> bool:
+        """Whether a classical model on deep features has the last word."""
+        return bool(self.features.networks)
 
     def resolved(self) -> dict[str, Any]:
         """The tables of a recipe file that says just this, with this one arm."""
-        tables = self.model_dump(exclude={"published"})
-        return tables | {"arms": {self.arm: {}}, "published": {self.arm: self.published}}
+        tables = self.model_dump(exclude_none=True)
+        own = [t | {"figures": {self.arm: t["figures"][self.arm]}}
+               for t in tables["published"] if self.arm in t["figures"]]  # fmt: skip
+        return tables | {"arms": {self.arm: {}}, "published": own}
 
     @property
     def sha256(self) -> str:
@@ -146,29 +223,27 @@ def resolve(name: str, *, arm: str | None = None, settings: Sequence[str] = ()) 
     Raises InputError naming the key, what was got, what is allowed and the nearest match.
     """
     tables = raw(name)
-    _refuse_values(tables, ("arms", "published"))
+    _refuse_values(tables, "arms")
     tables.pop("protocol", None)  # a run's recipe.toml states these two; it is a recipe as well
     arm = arm or tables.pop("arm", None) or arms(tables)[0]
     if not isinstance(arm, str) or arm not in arms(tables):
         raise UnknownNameError("arm", str(arm), arms(tables))
     overrides = tables.pop("arms", {}).get(arm, {})
-    published = tables.pop("published", {}).get(arm, {})
-    tables = _merge(tables, overrides) | {"arm": arm, "published": published}
+    tables = _merge(tables, overrides) | {"arm": arm}
     for setting in settings:
         _set(tables, setting)
     return validate(tables)
 
 
-def _refuse_values(tables: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """InputError unless each of these keys, where it is there, is a table of tables."""
-    for key in keys:
-        value = tables.get(key, {})
-        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
-            raise InputError(
-                f"Recipe key {key!r} is {value!r}; allowed: a table an arm",
-                fix=f"Write [{key}.NAME] above the arm's settings.",
-                field=key,
-            )
+def _refuse_values(tables: Mapping[str, Any], key: str) -> None:
+    """InputError unless this key, where it is there, is a table of tables."""
+    value = tables.get(key, {})
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+        raise InputError(
+            f"Recipe key {key!r} is {value!r}; allowed: a table an arm",
+            fix=f"Write [{key}.NAME] above the arm's settings.",
+            field=key,
+        )
 
 
 def validate(tables: Mapping[str, Any]) -> Recipe:

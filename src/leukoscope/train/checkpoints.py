@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from leukoscope.errors import InputError
 from leukoscope.files import atomic
@@ -26,69 +28,114 @@ KEPT = 2  # the newest, and the one before it should the newest be damaged
 
 @dataclass
 class Progress:
-    """How far training has come."""
+    """How far training has come. Epochs and steps count on through the phases; `first` and
+    `first_step` are where the present phase began, the best epoch is the phase's."""
 
+    settings: str = ""
+    phase: int = 0
     epoch: int = 0
+    first: int = 1
+    step: int = 0
+    first_step: int = 0
     best_epoch: int = 0
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)
-    settings: str = ""
+
+    @property
+    def phase_epoch(self) -> int:
+        """Epochs done of the present phase."""
+        return self.epoch - self.first + 1
+
+    @property
+    def waited(self) -> int:
+        """Epochs since the best one of this phase; 0 before its first."""
+        return self.epoch - self.best_epoch if self.best_epoch >= self.first else 0
+
+    def begin(self, phase: int) -> None:
+        """Enter a phase; what was best before no longer counts."""
+        self.phase, self.first, self.first_step = phase, self.epoch + 1, self.step
+        self.best_epoch, self.best_loss = self.epoch, float("inf")
+
+    def record(self, row: dict[str, Any], steps: int) -> None:
+        """Note an epoch of so many steps: a row of history.csv with its validation loss."""
+        self.history.append(row)
+        self.epoch += 1
+        self.step += steps
+        if row["validation_loss"] < self.best_loss or self.best_epoch < self.first:
+            self.best_epoch, self.best_loss = self.epoch, row["validation_loss"]
 
 
-def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: Progress) -> None:
-    """Write weights, optimizer state and progress as one file, atomically."""
+def save(
+    path: Path,
+    module: nn.Module,
+    state: Progress,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: AveragedModel | None = None,
+) -> None:
+    """Write weights and progress, and what else goes on from here, as one file, atomically."""
     tensors = {f"model.{key}": value for key, value in module.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(v) for key, v in values.items()}
+    if optimizer is not None:
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
+    if average is not None:
+        tensors |= {f"average.{key}": value for key, value in average.state_dict().items()}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    metadata = {"progress": json.dumps(asdict(state)), "digest": _digest(tensors)}
+    metadata = {"progress": json.dumps(asdict(state)), "digest": digest(tensors)}
     with atomic(path) as temporary:
         # Its own save_file reports a full disk as an error without a number.
         temporary.write_bytes(serialise(tensors, metadata))
 
 
-def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
-    """Restore module and optimizer from one file; InputError where it is damaged."""
+def load(path: Path, module: nn.Module) -> Progress:
+    """Restore the module from one file; InputError where it is damaged."""
     try:
-        data = path.read_bytes()  # its own reader takes no path that isn't UTF-8
-        tensors = deserialise(data)
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        if metadata.get("digest") != _digest(tensors):
-            raise InputError(f"Checkpoint {path.name} is damaged: its digest doesn't match")
-        state = Progress(**json.loads(metadata["progress"]))
-        prefix = "model."
-        module.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        )
+        tensors, state = _read(path)
+        module.load_state_dict(_below(tensors, "model."))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         why = str(problem).splitlines()[-1].strip()
         raise InputError(
             f"Checkpoint {path.name} can't be read: {why[:200]}", fix="Train the run again."
         ) from None
-    if optimizer is not None:
-        _load_optimizer(optimizer, tensors)
     return state
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore(path: Path, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> None:
+    """Give optimizer and average the state that a checkpoint holds; it was verified by `load`."""
+    tensors, _ = _read(path)
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    for key, value in _below(tensors, "optimizer.").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if average is not None:
+        average.load_state_dict(_below(tensors, "average."))
 
 
-def newest(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[Progress | None, list[str]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
+    data = path.read_bytes()  # its own reader takes no path that isn't UTF-8
+    tensors = deserialise(data)
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    if metadata.get("digest") != digest(tensors):
+        raise InputError(f"Checkpoint {path.name} is damaged: its digest doesn't match")
+    return tensors, Progress(**json.loads(metadata["progress"]))
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """The checkpoint after an epoch."""
+    return folder / f"epoch-{epoch:04d}.safetensors"
+
+
+def newest(folder: Path, module: nn.Module) -> tuple[Progress | None, list[str]]:
     """Restore from the newest whole checkpoint; also sentences about damaged ones passed over."""
     remarks: list[str] = []
     for path in sorted(folder.glob("epoch-*.safetensors"), reverse=True):
         try:
-            return load(path, module, optimizer), remarks
+            return load(path, module), remarks
         except InputError as problem:
             remarks.append(f"{problem.message}; going on from the one before.")
     return None, remarks
@@ -100,9 +147,11 @@ def prune(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, in the names' order."""
+    found = hashlib.sha256()
     for key in sorted(tensors):
-        digest.update(key.encode())
-        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        found.update(key.encode())
+        values = tensors[key].detach().cpu().contiguous()
+        found.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,12 +1,13 @@
-"""The training loop: epochs of steps, validation, early stopping, best checkpoint."""
+"""The training loop: phases of epochs of steps, validation, early stopping, best checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,112 +16,120 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from leukoscope.errors import InputError
 from leukoscope.files import output_folder, write_text
 from leukoscope.models.classifier import Classifier, seeded
+from leukoscope.models.layers import layer_parameters, stage_parameters
 from leukoscope.progress import track
 from leukoscope.train import checkpoints
 from leukoscope.train.checkpoints import Progress
+from leukoscope.train.objective import classification_loss, mixup, soft_labels
 from leukoscope.train.samples import Samples
+from leukoscope.train.schedule import learning_rates
+from leukoscope.train.settings import Phase, Training
 
-EVALUATION_BATCH = 256
-_SHUFFLE, _STEP = 1, 2  # names by which one seed fans out
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Optimisation as a recipe states it; learning rate per step, losses in nats."""
-
-    learning_rate: float
-    betas: tuple[float, float]
-    epsilon: float
-    batch_size: int
-    epochs: int
-    steps_per_epoch: int
-    patience: int
-    mixed_precision: bool
-    seed: int
+EVALUATION_BATCH = 64
+_SHUFFLE, _STEP, _MIXUP, _REFRESH = 1, 2, 4, 5  # names by which one seed fans out
 
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one role, with a label each."""
+    """The rows of one role, (n,), with a label each.
+
+    `copies` (n,) numbers replicas of a row, 0 for the original. `fresh`: which of them are seen as
+    a new augmented view at every pass: `none`, the `copies`, or `all`.
+    """
 
     rows: np.ndarray
     labels: np.ndarray
+    copies: np.ndarray | None = None
+    fresh: str = "none"
+
+    def views(self, chosen: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        """The view number of each chosen entry in its pass, 0 for the row as it stands."""
+        copies = np.zeros(len(chosen), np.int64) if self.copies is None else self.copies[chosen]
+        if self.fresh == "none":
+            return np.zeros_like(copies)
+        several = 1 if self.copies is None else int(self.copies.max()) + 1
+        numbers = 1 + passes * several + copies
+        return numbers if self.fresh == "all" else np.where(copies > 0, numbers, 0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same over a training run."""
+
+    classifier: Classifier
+    name: str
+    samples: Samples
+    training: Part
+    validation: Part
+    settings: Training
+    seed: int
+    device: str
+    class_weights: Tensor | None
+
+    @property
+    def kept(self) -> nn.Module:
+        """What training can change, and checkpoints hold."""
+        return self.classifier if self.settings.backbone_learns else self.classifier.head
 
 
 def fit(
     classifier: Classifier,
-    trained: nn.Module,
+    name: str,
     samples: Samples,
     training: Part,
     validation: Part,
-    settings: Settings,
+    settings: Training,
     folder: Path,
     *,
+    seed: int,
     device: str = "cpu",
     resume: bool = False,
+    class_weights: np.ndarray | None = None,
 ) -> Progress:
-    """Train `trained` (the head, or the whole classifier) and leave it as its best epoch was.
+    """Train the classifier on the backbone `name`, and leave it as its best epoch was.
 
-    `folder` gets `history.csv` and `checkpoints/`. The same seed gives the same weights, resumed
-    or not. Raises InputError where `resume` finds a run of other settings.
+    With averaging it is left as the average of the collected epochs, its normalisation statistics
+    refreshed. `folder` gets `history.csv` and `checkpoints/`; `phase-N.safetensors` there is the
+    network after phase N. class_weights: (classes,) or None. The same seed gives the same weights,
+    resumed or not. Raises InputError where `resume` finds a run of other settings, or the loss is
+    no longer a number.
     """
     kept = output_folder(folder / "checkpoints")
     classifier.to(device)
-    optimizer = torch.optim.Adam(
-        trained.parameters(),
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.epsilon,
-    )
-    state = _start(kept, trained, optimizer, settings, resume)
-    for epoch in range(state.epoch + 1, settings.epochs + 1):
-        if epoch - state.best_epoch > settings.patience and state.best_epoch:
-            break
-        began = time.perf_counter()
-        row = _epoch(classifier, trained, samples, training, optimizer, settings, epoch, device)
-        row |= _validate(classifier, samples, validation)
-        state.history.append(
-            {"phase": 1, "epoch": epoch, **row, "learning_rate": settings.learning_rate,
-             "seconds": round(time.perf_counter() - began, 3)}
-        )  # fmt: skip
-        state.epoch = epoch
-        if row["validation_loss"] < state.best_loss:
-            state.best_loss, state.best_epoch = row["validation_loss"], epoch
-            checkpoints.save(kept / "best.safetensors", trained, optimizer, state)
-        checkpoints.save(kept / f"epoch-{epoch:04d}.safetensors", trained, optimizer, state)
-        checkpoints.prune(kept)
-        write_history(folder / "history.csv", state.history)
-    checkpoints.load(kept / "best.safetensors", trained, None)
+    weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
+    job = Job(classifier, name, samples, training, validation, settings, seed, device, weights)
+    state = Progress(settings=f"{settings!r} seed {seed}")
+    if resume:
+        state = _found(kept, job, state)
+    else:
+        for old in kept.glob("*.safetensors"):
+            old.unlink()
+    for number, phase in enumerate(settings.stretches, start=1):
+        if number >= state.phase:
+            _phase(job, number, phase, state, folder)
     return state
 
 
-def _start(
-    kept: Path,
-    trained: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    settings: Settings,
-    resume: bool,
-) -> Progress:
-    if resume:
-        state, remarks = checkpoints.newest(kept, trained, optimizer)
-        for remark in remarks:
-            print_remark(remark)
-        if state is not None:
-            if state.settings != repr(settings):
-                raise InputError(
-                    f"The run in {kept.parent} was started with other settings",
-                    fix="Resume with the same ones, or start a new run with another -o.",
-                    field="resume",
-                )
-            return state
-    for old in kept.glob("*.safetensors"):
-        old.unlink()
-    return Progress(settings=repr(settings))
+def _found(kept: Path, job: Job, fresh: Progress) -> Progress:
+    """How far the run in `kept` had come, its weights loaded; `fresh` where there is none."""
+    state, remarks = checkpoints.newest(kept, job.kept)
+    for remark in remarks:
+        print_remark(remark)
+    if state is None:
+        return fresh
+    if state.settings != fresh.settings:
+        raise InputError(
+            f"The run in {kept.parent} was started with other settings",
+            fix="Resume with the same ones, or start a new run with another -o.",
+            field="resume",
+        )
+    return state
 
 
 def print_remark(remark: str) -> None:
@@ -130,41 +139,177 @@ def print_remark(remark: str) -> None:
     Console(stderr=True, soft_wrap=True).print(remark, highlight=False, markup=False)
 
 
+def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -> None:
+    """One phase from where `state` is; the classifier ends as the phase's best epoch was."""
+    kept = folder / "checkpoints"
+    if number > state.phase:
+        state.begin(number)
+    optimizer = _optimizer(job)
+    last = number == len(job.settings.stretches)
+    average = AveragedModel(job.kept) if last and job.settings.averaging.start else None
+    if state.phase_epoch:
+        checkpoints.restore(checkpoints.epoch_file(kept, state.epoch), optimizer, average)
+    rates = _rates(job.settings, phase, averaged=average is not None)
+    for round_ in _rounds(job, phase)[state.phase_epoch :]:
+        if state.waited >= job.settings.patience and _collected(average):
+            break
+        began = time.perf_counter()
+        thaw(job.classifier, job.name, phase, round_.epoch)
+        for group, series in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = series[round_.epoch - 1]
+        row = _epoch(job, optimizer, round_, state) | _validate(job)
+        state.record(
+            {"phase": number, "epoch": state.epoch + 1, **row,
+             "learning_rate": optimizer.param_groups[0]["lr"],
+             "seconds": round(time.perf_counter() - began, 3)},
+            len(round_.steps),
+        )  # fmt: skip
+        if average is not None and round_.epoch >= job.settings.averaging.start:
+            average.update_parameters(job.kept)
+        if state.best_epoch == state.epoch:
+            checkpoints.save(kept / "best.safetensors", job.kept, state)
+        path = checkpoints.epoch_file(kept, state.epoch)
+        checkpoints.save(path, job.kept, state, optimizer, average)
+        checkpoints.prune(kept)
+        write_history(folder / "history.csv", state.history)
+    if average is not None and _collected(average):
+        _use_average(job, average)
+    else:
+        checkpoints.load(kept / "best.safetensors", job.kept)
+    checkpoints.save(kept / f"phase-{number}.safetensors", job.kept, state)
+
+
+def _collected(average: AveragedModel | None) -> bool:
+    """Whether there is nothing to average, or something averaged already: until then training
+    doesn't stop early."""
+    return average is None or int(average.n_averaged) > 0
+
+
+def _optimizer(job: Job) -> torch.optim.Optimizer:
+    """Adam or AdamW with a group for the head and one for the backbone."""
+    settings = job.settings
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    groups: list[dict[str, Any]] = [{"params": list(job.classifier.head.parameters())}]
+    if settings.backbone_learns:
+        groups.append({"params": list(job.classifier.backbone.parameters())})
+    return kind(
+        groups,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _rates(settings: Training, phase: Phase, *, averaged: bool) -> list[list[float]]:
+    """Learning rates by epoch of the head, and of the backbone where it learns."""
+    averaging = settings.averaging if averaged else type(settings.averaging)()
+    initial = [settings.learning_rate]
+    if settings.backbone_learns:
+        initial.append(settings.backbone_learning_rate or settings.learning_rate)
+    return [learning_rates(r, phase.epochs, settings.schedule, averaging) for r in initial]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Steps of a phase between two validations, in its epoch `epoch` (from 1)."""
+
+    steps: range
+    epoch: int
+
+
+def _rounds(job: Job, phase: Phase) -> list[Round]:
+    settings = job.settings
+    steps = settings.steps_per_epoch or -(-len(job.training.rows) // settings.batch_size)
+    total = steps * phase.epochs
+    ends = [
+        *range(settings.validate_every or steps, total, settings.validate_every or steps),
+        total,
+    ]
+    return [Round(range(start, end), 1 + (end - 1) // steps)
+            for start, end in itertools.pairwise([0, *ends])]  # fmt: skip
+
+
+def thaw(classifier: Classifier, name: str, phase: Phase, epoch: int) -> None:
+    """Let those parameters learn that the phase trains in its epoch `epoch`, and no others.
+
+    Frozen layers keep their normalisation statistics; dropout and stochastic depth act where
+    anything near them learns.
+    """
+    backbone = classifier.backbone
+    names: set[str] = set()
+    if phase.trained == "last":
+        names = set(layer_parameters(name, backbone, last=phase.layers))
+    elif phase.trained == "all":
+        stages = stage_parameters(name, backbone)
+        open_ = 1 + (epoch - 1) // phase.unfreeze_every if phase.unfreeze_every else len(stages)
+        names = {p for stage in stages[-open_:] for p in stage}
+    for key, parameter in backbone.named_parameters():
+        parameter.requires_grad_(key in names)
+    classifier.eval()
+    classifier.head.train()
+    backbone.train(bool(names))
+    for module in backbone.modules():
+        if isinstance(module, _NormBase):
+            module.train(any(p.requires_grad for p in module.parameters()))
+
+
 def _epoch(
-    classifier: Classifier,
-    trained: nn.Module,
-    samples: Samples,
-    part: Part,
-    optimizer: torch.optim.Optimizer,
-    settings: Settings,
-    epoch: int,
-    device: str,
+    job: Job, optimizer: torch.optim.Optimizer, round_: Round, state: Progress
 ) -> dict[str, float]:
-    steps = settings.steps_per_epoch or -(-len(part.rows) // settings.batch_size)
-    classifier.eval()  # a frozen backbone keeps its statistics; only what trains is in train mode
-    trained.train()
+    settings = job.settings
     loss_sum, correct, seen = 0.0, 0, 0
-    first = (epoch - 1) * steps
-    for step in track(range(first, first + steps), f"Epoch {epoch}/{settings.epochs}"):
-        chosen = batch(len(part.rows), settings.batch_size, step, settings.seed)
-        labels = torch.from_numpy(part.labels[chosen]).to(device)
-        inputs = samples.inputs(part.rows[chosen]).to(device)
-        with seeded(settings.seed, _STEP, step), precision(settings.mixed_precision, device):
-            logits = samples.logits(classifier, inputs)
-            loss = cross_entropy(logits.float(), labels)
+    for place in track(round_.steps, f"Epoch {state.epoch + 1}, phase {state.phase}"):
+        step = state.first_step + place
+        rows, labels, views = _batch(job, step)
+        inputs = job.samples.inputs(rows, views).to(job.device)
+        targets = soft_labels(labels, job.classifier.classes)
+        if settings.mixup:
+            rng = np.random.default_rng([job.seed, _MIXUP, step])
+            inputs, targets = mixup(inputs, targets, settings.mixup, rng)
+        with (
+            seeded(job.seed, _STEP, step),
+            precision(settings.mixed_precision, job.device),
+        ):
+            logits, box_loss = _forward(job, inputs, rows, views)
+            loss = classification_loss(
+                logits.float(), targets, gamma=settings.focal_gamma,
+                class_weights=job.class_weights,
+            ) + settings.box_weight * box_loss  # fmt: skip
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        loss_sum += float(loss.detach()) * len(chosen)
+        loss_sum += float(loss.detach()) * len(rows)
         correct += int((logits.detach().argmax(1) == labels).sum())
-        seen += len(chosen)
+        seen += len(rows)
     if not np.isfinite(loss_sum):
         raise InputError(
-            f"The training loss is no longer a number in epoch {epoch}",
+            f"The training loss is no longer a number in epoch {state.epoch + 1}",
             fix="Lower training.learning_rate.",
             field="training.learning_rate",
         )
     return {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
+
+
+def _batch(job: Job, step: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
+    """Rows, labels and view numbers of one step."""
+    part = job.training
+    chosen, passes = batch(len(part.rows), job.settings.batch_size, step, job.seed)
+    labels = torch.from_numpy(part.labels[chosen]).to(job.device)
+    return part.rows[chosen], labels, part.views(chosen, passes)
+
+
+def _forward(
+    job: Job, inputs: Tensor, rows: np.ndarray, views: np.ndarray
+) -> tuple[Tensor, Tensor | float]:
+    """Logits, and the box loss of a detector (0 for other networks)."""
+    with_boxes = getattr(job.classifier.backbone, "with_boxes", None)
+    if with_boxes is None:
+        return job.samples.logits(job.classifier, inputs), 0.0
+    feature_map, branches = with_boxes(inputs)
+    boxes = job.samples.boxes(rows, views).to(job.device)
+    logits = job.classifier.head(feature_map.mean(dim=(2, 3)))
+    return logits, job.classifier.backbone.box_loss(branches, boxes)  # type: ignore[operator]
 
 
 def precision(wanted: bool, device: str) -> contextlib.AbstractContextManager[Any]:
@@ -174,14 +319,16 @@ def precision(wanted: bool, device: str) -> contextlib.AbstractContextManager[An
     return contextlib.nullcontext()
 
 
-def batch(n: int, size: int, step: int, seed: int) -> np.ndarray:
-    """Which of n rows step `step` takes: shuffled passes one after the other, cut into batches.
+def batch(n: int, size: int, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of n rows step `step` takes, and in which pass: shuffled passes one after the other,
+    cut into batches.
 
     A batch may end one pass and begin the next, so none is ever short and none a singleton.
     """
     places = np.arange(step * size, (step + 1) * size)
     passes, within = np.divmod(places, n)
-    return np.array([_order(n, int(p), seed)[w] for p, w in zip(passes, within, strict=True)])
+    rows = [_order(n, int(p), seed)[w] for p, w in zip(passes, within, strict=True)]
+    return np.array(rows), passes
 
 
 @lru_cache(maxsize=4)
@@ -202,13 +349,33 @@ def outputs(classifier: Classifier, samples: Samples, rows: np.ndarray) -> tuple
     return torch.cat(logits), torch.cat(features)
 
 
-def _validate(classifier: Classifier, samples: Samples, part: Part) -> dict[str, float]:
-    logits, _ = outputs(classifier, samples, part.rows)
-    labels = torch.from_numpy(part.labels)
+def _validate(job: Job) -> dict[str, float]:
+    """Unweighted classification loss, so that runs of differing balance compare."""
+    logits, _ = outputs(job.classifier, job.samples, job.validation.rows)
+    labels = torch.from_numpy(job.validation.labels)
+    targets = soft_labels(labels, job.classifier.classes)
+    loss = classification_loss(logits, targets, gamma=job.settings.focal_gamma)
     return {
-        "validation_loss": float(cross_entropy(logits, labels)),
+        "validation_loss": float(loss),
         "validation_accuracy": float((logits.argmax(1) == labels).float().mean()),
     }
+
+
+def _use_average(job: Job, average: AveragedModel) -> None:
+    """Give the classifier the averaged weights, with normalisation statistics of its own."""
+    job.kept.load_state_dict(average.module.state_dict())
+    size = job.settings.batch_size
+    steps = max(1, len(job.training.rows) // size)
+
+    def inputs() -> Iterator[Tensor]:
+        for step in range(steps):
+            rows, _, views = _batch(job, step)
+            yield job.samples.inputs(rows, views).to(job.device)
+
+    if job.settings.backbone_learns:
+        with seeded(job.seed, _REFRESH):
+            update_bn(inputs(), job.classifier)
+    job.classifier.eval()
 
 
 def write_history(path: Path, rows: Sequence[dict[str, Any]]) -> None:

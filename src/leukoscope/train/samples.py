@@ -8,36 +8,44 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leukoscope.compat import import_timm
 from leukoscope.files import explain_os_errors
-from leukoscope.models.classifier import Classifier, Pooled
+from leukoscope.imaging.augmentation import augment_masks, view_generator
+from leukoscope.imaging.cells import box_of
+from leukoscope.models.classifier import Classifier
 from leukoscope.models.graph import session_of, to_onnx
-from leukoscope.models.weights import Weights
+from leukoscope.models.weights import InputFormat
 from leukoscope.train import cache as caches
 from leukoscope.train.cache import ArrayCache
-from leukoscope.train.views import ImageFile, ViewSettings, fill, get, prepare
+from leukoscope.train.views import NUCLEUS, ImageFile, ViewSettings, fill, fresh, get, prepare
 
 BATCH = 32  # views through a backbone at once; measured best on two cores
 
 
 class Samples(Protocol):
-    """Rows of a table of (image, view), as inputs of a network."""
+    """Rows of a table of (image, view), as inputs of a network.
+
+    `views` (n,) are view numbers made on the spot; 0 is the row's own view.
+    """
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the network's input in pixels."""
 
-    def inputs(self, rows: np.ndarray) -> Tensor:
+    def inputs(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
         """What the trained part of the network takes for these rows."""
+
+    def boxes(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        """(n, 4) boxes of their main cells: x, y, width, height as fractions of the image."""
 
     def logits(self, classifier: Classifier, inputs: Tensor) -> Tensor:
         """The (n, classes) logits of such inputs."""
@@ -53,14 +61,18 @@ class FeatureSamples:
     features: np.ndarray
     input_size: tuple[int, int]
 
-    def inputs(self, rows: np.ndarray) -> Tensor:
+    def inputs(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        assert not views.any(), "features are of views made in advance"
         return torch.from_numpy(np.ascontiguousarray(self.features[rows]))
+
+    def boxes(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        raise NotImplementedError("detectors train on pixels")
 
     def logits(self, classifier: Classifier, inputs: Tensor) -> Tensor:
         return classifier.head(inputs)
 
     def pooled(self, classifier: Classifier, rows: np.ndarray) -> Tensor:  # noqa: ARG002
-        return self.inputs(rows)
+        return self.inputs(rows, np.zeros(len(rows)))
 
 
 @dataclass(frozen=True)
@@ -69,47 +81,85 @@ class PixelSamples:
 
     cache: ArrayCache
     hashes: Sequence[str]
-    views: Sequence[int]
-    weights: Weights
+    own_views: Sequence[int]
+    settings: ViewSettings
+    format: InputFormat
     input_size: tuple[int, int]
     device: str = "cpu"
 
-    def inputs(self, rows: np.ndarray) -> Tensor:
-        pixels = np.stack([get(self.cache, self.hashes[i], self.views[i]) for i in rows])
-        return normalise(torch.from_numpy(pixels).to(self.device), self.weights)
+    def inputs(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        pixels = [
+            get(self.cache, self.hashes[i], 0 if view else self.own_views[i])
+            for i, view in zip(rows, views, strict=True)
+        ]
+        images = torch.from_numpy(np.stack(pixels)).to(self.device).permute(0, 3, 1, 2)
+        images = images.float().div_(255)
+        made = np.flatnonzero(views)
+        if len(made):
+            hashes = [self.hashes[i] for i in rows[made]]
+            place = torch.from_numpy(made).to(self.device)
+            images[place] = fresh(images[place], hashes, views[made].tolist(), self.settings)
+        return normalise(images, self.format)
+
+    def boxes(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        """By the nucleus, moved as the view was; the whole image where no nucleus is left in it."""
+        numbers = np.where(views > 0, views, np.array(self.own_views)[rows])
+        found = []
+        for row, number in zip(rows, numbers, strict=True):
+            mask = torch.from_numpy(np.array(self._nucleus(row), np.float32))[None]
+            drawn = [view_generator(self.settings.seed, self.hashes[row], int(number))]
+            if number:
+                mask = augment_masks(mask, drawn, self.settings.augmentation)
+            found.append(_box(mask[0, 0].numpy() > 0.5))
+        return torch.tensor(found, dtype=torch.float32)
+
+    def _nucleus(self, row: int) -> np.ndarray:
+        mask = self.cache.get(self.hashes[row], NUCLEUS)
+        if mask is None:
+            raise KeyError(f"the nucleus of {self.hashes[row]}")
+        return mask
 
     def logits(self, classifier: Classifier, inputs: Tensor) -> Tensor:
         return classifier(inputs)
 
     def pooled(self, classifier: Classifier, rows: np.ndarray) -> Tensor:
-        return classifier.pooled(self.inputs(rows))
+        return classifier.pooled(self.inputs(rows, np.zeros(len(rows), np.int64)))
 
 
-def normalise(pixels: Tensor, weights: Weights) -> Tensor:
-    """uint8 RGB (n, h, w, 3) to float32 (n, 3, h, w) as the weights' contract wants it."""
-    mean = torch.tensor(weights.input.mean, device=pixels.device)
-    std = torch.tensor(weights.input.std, device=pixels.device)
-    scaled = pixels.float().mul_(1 / (255 * std)).sub_(mean / std)
-    return scaled.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+def _box(nucleus: np.ndarray) -> tuple[float, float, float, float]:
+    """x, y, width, height of the cell as fractions of the image."""
+    if not nucleus.any():
+        return 0.0, 0.0, 1.0, 1.0
+    box, (height, width) = box_of(nucleus), nucleus.shape
+    return box.x / width, box.y / height, box.width / width, box.height / height
+
+
+def normalise(images: Tensor, form: InputFormat) -> Tensor:
+    """RGB in [0, 1], float32 (n, 3, h, w), as the weights' contract wants it."""
+    mean, std = (
+        torch.tensor(v, device=images.device)[:, None, None] for v in (form.mean, form.std)
+    )
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def feature_samples(
     table: pd.DataFrame,
     files: dict[str, ImageFile],
     settings: ViewSettings,
-    classifier: Classifier,
-    weights: Weights,
-    identity: dict[str, object],
+    network: nn.Module,
+    form: InputFormat,
+    identity: Mapping[str, object],
     device: str,
 ) -> FeatureSamples:
-    """Run the frozen backbone over every view of `table` (image, view) that isn't kept yet.
+    """Run a frozen network, normalised images to (n, d), over every view of `table` (image, view)
+    that isn't kept yet.
 
-    `identity` names the backbone and its weights: with the settings it keys what is kept.
+    `identity` names the network and its weights: with the settings it keys what is kept.
     """
     size = size_of(files, settings)
     identity = {**identity, "timm": import_timm().__version__, "device": device.split(":")[0]}
     cache = ArrayCache("features", {**settings.key(), "size": size, **identity})
-    extract = _Extractor(classifier, weights, device)
+    extract = _Extractor(network, form, device)
     wanted = _blocks(table, files)
     fill(files.values(), lambda f: wanted[f.sha256], settings, size, cache, extract, "Features")
     hashes = [files[image].sha256 for image in table["image"]]
@@ -128,26 +178,23 @@ def pixel_samples(
     table: pd.DataFrame,
     files: dict[str, ImageFile],
     settings: ViewSettings,
-    weights: Weights,
+    form: InputFormat,
     device: str,
+    *,
+    boxes: bool = False,
 ) -> PixelSamples:
-    """Make every view of `table` (image, view) that isn't kept yet, as uint8 pixels."""
+    """Make every view of `table` (image, view) that isn't kept yet, as uint8 pixels; with `boxes`
+    the nuclei of all images too, by which detectors know where the cells are."""
     caches.trim()
     size = size_of(files, settings)
     cache = ArrayCache("views", {**settings.key(), "size": size})
     wanted = _blocks(table, files)
-    fill(
-        files.values(),
-        lambda f: wanted[f.sha256],
-        settings,
-        size,
-        cache,
-        lambda views: views,
-        "Views",
-    )
+    more = [NUCLEUS] if boxes else []
+    fill(files.values(), lambda f: wanted[f.sha256] + more, settings, size, cache,
+         lambda views: views, "Views")  # fmt: skip
     hashes = [files[image].sha256 for image in table["image"]]
     views = [int(view) for view in table["view"]]
-    return PixelSamples(cache, hashes, views, weights, size, device)
+    return PixelSamples(cache, hashes, views, settings, form, size, device)
 
 
 def _blocks(table: pd.DataFrame, files: dict[str, ImageFile]) -> dict[str, list[str]]:
@@ -168,14 +215,14 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 class _Extractor:
-    """uint8 views (n, h, w, 3) to pooled features (n, d) float32 of a frozen backbone.
+    """uint8 views (n, h, w, 3) to features (n, d) float32 of a frozen network.
 
     By ONNX Runtime on a CPU, several times as fast as torch there; by torch on a GPU. Built at the
     first call, since a run whose features are all kept needs neither.
     """
 
-    def __init__(self, classifier: Classifier, weights: Weights, device: str) -> None:
-        self.classifier, self.weights, self.device = classifier, weights, device
+    def __init__(self, network: nn.Module, form: InputFormat, device: str) -> None:
+        self.network, self.form, self.device = network, form, device
         self.run: Run | None = None
         self.lock = threading.Lock()
 
@@ -187,21 +234,24 @@ class _Extractor:
         parts = np.array_split(views, -(-len(views) // BATCH))
         return np.concatenate([self.run(part) for part in parts]).astype(np.float32)
 
+    def _normalised(self, views: np.ndarray) -> Tensor:
+        images = torch.from_numpy(views).to(self.device).permute(0, 3, 1, 2)
+        return normalise(images.float().div_(255), self.form)
+
     def _onnx(self, size: tuple[int, int]) -> Run:
-        session = session_of(to_onnx(Pooled(self.classifier), size, ("features",)), threads=1)
+        session = session_of(to_onnx(self.network, size, ("features",)), threads=1)
 
         def run(views: np.ndarray) -> np.ndarray:
-            images = normalise(torch.from_numpy(views), self.weights).contiguous().numpy()
+            images = self._normalised(views).contiguous().numpy()
             return session.run(None, {"images": images})[0]
 
         return run
 
     def _torch(self) -> Run:
-        self.classifier.eval().to(self.device)
+        self.network.eval().to(self.device)
 
         def run(views: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
-                images = normalise(torch.from_numpy(views).to(self.device), self.weights)
-                return self.classifier.pooled(images).float().cpu().numpy()
+                return self.network(self._normalised(views)).float().cpu().numpy()
 
         return run

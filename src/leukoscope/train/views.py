@@ -14,16 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.imaging.augmentation import augment, view_generator
+from leukoscope.imaging.cells import main_nucleus
 from leukoscope.imaging.pipeline import apply
-from leukoscope.imaging.read import read_bytes, read_bytes_image
+from leukoscope.imaging.read import read_bytes, read_bytes_image, read_image
 from leukoscope.parallel import ahead
 from leukoscope.progress import track
 from leukoscope.train.cache import ArrayCache
 
+GEOMETRIC = ("resize", "resize_keep_aspect")  # the transforms that move pixels
 BLOCKS = ("original", "augmented")  # view 0, and views 1 to count - 1
+NUCLEUS = "nucleus"  # the mask of the main cell's nucleus, for detectors
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,26 @@ def prepare(image: ImageFile, settings: ViewSettings) -> np.ndarray:
         ) from None
 
 
+def fresh(
+    images: Tensor, hashes: Sequence[str], numbers: Sequence[int], settings: ViewSettings
+) -> Tensor:
+    """View `numbers[i]` of preprocessed image i, float32 (n, 3, h, w) in [0, 1], made on the spot
+    on the images' device."""
+    drawn = [view_generator(settings.seed, h, int(k)) for h, k in zip(hashes, numbers, strict=True)]
+    return augment(images, drawn, settings.augmentation)
+
+
+def nucleus_mask(image: ImageFile, settings: ViewSettings) -> np.ndarray:
+    """The main cell's nucleus where it lies after preprocessing, bool (h, w).
+
+    It is segmented in the image as it is, since contrast steps make other colours of it; of the
+    chain only what moves pixels is applied.
+    """
+    moving = [step for step in settings.preprocessing if step["step"] in GEOMETRIC]
+    mask = main_nucleus(read_image(image.path)).astype(np.uint8) * 255
+    return apply(np.dstack([mask] * 3), moving)[:, :, 0] > 127
+
+
 def augmented(image: np.ndarray, sha256: str, settings: ViewSettings) -> np.ndarray:
     """Views 1 to count - 1 of a preprocessed image, uint8 (count - 1, h, w, 3)."""
     generators = [view_generator(settings.seed, sha256, k) for k in range(1, settings.count)]
@@ -113,9 +137,10 @@ def fill(
     def work(item: tuple[ImageFile, list[str]]) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
         image, wanted = item
         pixels = prepare(image, settings)
-        views = {"original": lambda: pixels[None],
-                 "augmented": lambda: augmented(pixels, image.sha256, settings)}  # fmt: skip
-        return pixels.shape, {block: make(views[block]()) for block in wanted}
+        views = {"original": lambda: make(pixels[None]),
+                 "augmented": lambda: make(augmented(pixels, image.sha256, settings)),
+                 NUCLEUS: lambda: nucleus_mask(image, settings)[None]}  # fmt: skip
+        return pixels.shape, {block: views[block]() for block in wanted}
 
     # Asking fixes this thread's own number before the workers' one becomes everybody's default.
     torch.get_num_threads()

@@ -1,0 +1,223 @@
+"""What learns in a run, and what it then says: networks, and a classical model on their features.
+
+Both kinds of recipe end in the same thing, logits and features of any rows of the experiment, so
+that calibration, judgement and export know one kind of model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from leukoscope.data.balance import class_weights, replicate
+from leukoscope.models import classical
+from leukoscope.models.classifier import Classifier, Pooled, build
+from leukoscope.models.features import DeepFeatures, deep_features
+from leukoscope.models.joined import FLOOR
+from leukoscope.models.weights import InputFormat
+from leukoscope.recipes.experiment import Experiment
+from leukoscope.train import checkpoints
+from leukoscope.train.loop import Part, fit, outputs
+from leukoscope.train.samples import FeatureSamples, Samples, feature_samples, pixel_samples
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+Outputs = Mapping[str, tuple[Tensor, Tensor]]
+"""Logits and features by role."""
+_BALANCE = 6  # the name by which replication's random numbers fan out of the seed
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The networks of a run, as its recipe lists them, and the classical model where it has one.
+
+    `size`: height and width of their input in pixels.
+    """
+
+    classifiers: list[Classifier]
+    size: tuple[int, int]
+    stage: Pipeline | None = None
+    samples: Samples | None = None
+
+
+def untrained(job: Experiment) -> list[Classifier]:
+    """Every network with its starting weights and a fresh head."""
+    plan = job.plan
+    return [
+        build(n.backbone, list(plan.model.head), len(job.classes), start, seed=plan.seed)
+        for n, start in zip(plan.networks, job.starts, strict=True)
+    ]
+
+
+def learn(job: Experiment, classifiers: list[Classifier], run: Path, *, resume: bool) -> Learned:
+    """Train what the recipe trains; `run` gets history.csv and checkpoints/.
+
+    Networks that only give features have a folder each in `networks/`; of several, history.csv
+    has a column `network`.
+    """
+    plan = job.plan
+    if not plan.classic:
+        samples = network_samples(job, 0, classifiers[0])
+        fit_network(job, 0, classifiers[0], samples, run, resume=resume)
+        return Learned(classifiers, samples.input_size, samples=samples)
+    if plan.features.finetune:
+        folders = []
+        for place, (network, classifier) in enumerate(zip(plan.networks, classifiers, strict=True)):
+            folders.append(run / "networks" / f"{place + 1}-{network.backbone}")
+            samples = network_samples(job, place, classifier)
+            fit_network(job, place, classifier, samples, folders[-1], resume=resume)
+        _join_histories(job, folders, run)
+    network = joined_networks(
+        [(n.backbone, n.layer) for n in plan.networks],
+        classifiers,
+        [start.input for start in job.starts],
+        zscore=plan.features.zscore,
+    ).eval()
+    features = deep_features_of(job, network)
+    stage = fit_classical(job, features, network.widths)
+    return Learned(classifiers, features.input_size, stage, features)
+
+
+def network_samples(job: Experiment, place: int, classifier: Classifier) -> Samples:
+    """The views of the experiment as one network takes them; a frozen backbone that only ever
+    sees views made in advance runs once per view."""
+    plan, start, backbone = job.plan, job.starts[place], job.plan.networks[place].backbone
+    training = plan.training
+    fixed = not (training.backbone_learns or training.mixup or _fresh(job) != "none")
+    if not fixed:
+        boxes = hasattr(classifier.backbone, "with_boxes")
+        return pixel_samples(job.table, job.files, job.views, start.input, job.device, boxes=boxes)
+    identity = {"backbone": backbone, "weights": start.describe(), "seed": plan.seed}
+    return feature_samples(
+        job.table, job.files, job.views, Pooled(classifier), start.input, identity, job.device
+    )
+
+
+def _fresh(job: Experiment) -> str:
+    """Which training rows are augmented on the spot (train.loop.Part)."""
+    return "all" if job.plan.views.online else "copies" if job.plan.balance == "top_up" else "none"
+
+
+def fit_network(
+    job: Experiment,
+    place: int,
+    classifier: Classifier,
+    samples: Samples,
+    folder: Path,
+    *,
+    resume: bool,
+) -> None:
+    """Train one network on training rows, chosen on validation rows."""
+    weights = None
+    if job.plan.balance == "class_weights":
+        weights = class_weights(job.labels(job.rows("train")), len(job.classes))
+    held = job.rows("validation")
+    fit(
+        classifier, job.plan.networks[place].backbone, samples, training_part(job),
+        Part(held, job.labels(held)), job.plan.training, folder,
+        seed=job.plan.seed, device=job.device, resume=resume, class_weights=weights,
+    )  # fmt: skip
+
+
+def training_part(job: Experiment) -> Part:
+    """The training rows, balanced as the recipe says."""
+    rows = job.rows("train")
+    labels = job.labels(rows)
+    if job.plan.balance not in ("oversample", "top_up"):
+        return Part(rows, labels, fresh=_fresh(job))
+    places, copies = replicate(labels, np.random.default_rng([job.plan.seed, _BALANCE]))
+    return Part(rows[places], labels[places], copies, _fresh(job))
+
+
+def joined_networks(
+    named: list[tuple[str, str]],
+    classifiers: list[Classifier],
+    formats: list[InputFormat],
+    *,
+    zscore: bool,
+) -> DeepFeatures:
+    """(backbone, layer) of each network; images come as the first network's format says."""
+    parts: list[nn.Module] = [
+        deep_features(name, classifier.backbone, layer)
+        for (name, layer), classifier in zip(named, classifiers, strict=True)
+    ]
+    return DeepFeatures(parts, formats, formats[0], zscore)
+
+
+def deep_features_of(job: Experiment, network: DeepFeatures) -> FeatureSamples:
+    """The features of the rows of `job.table`, then those of `training_part` in its order.
+
+    The latter are of augmented views where the networks saw such, so that replicas differ.
+    """
+    part = training_part(job)
+    numbers = part.views(np.arange(len(part.rows)), np.zeros(len(part.rows), np.int64))
+    training = job.table.iloc[part.rows]
+    training = training.assign(view=np.where(numbers > 0, numbers, training["view"]))
+    table = pd.concat([job.table, training], ignore_index=True)
+    views = replace(job.views, count=max(job.views.count, int(table["view"].max()) + 1))
+    identity = {
+        "networks": [n.model_dump() for n in job.plan.networks],
+        "zscore": job.plan.features.zscore,
+        "weights": checkpoints.digest(network.state_dict()),
+    }
+    return feature_samples(
+        table, job.files, views, network, job.starts[0].input, identity, job.device
+    )
+
+
+def fit_classical(job: Experiment, samples: FeatureSamples, widths: Sequence[int]) -> Pipeline:
+    """The classical model on the training part's features; rows of one patient, picture or image
+    never stand on two sides of its inner splits."""
+    part = training_part(job)
+    return classical.fit(
+        np.array(samples.features[len(job.table) :]), part.labels,
+        job.groups[part.rows].tolist(), widths, job.plan.classical, job.plan.seed,
+    )  # fmt: skip
+
+
+def said(job: Experiment, learned: Learned, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(n, classes) logits and (n, d) features of rows."""
+    if learned.stage is None:
+        assert learned.samples is not None
+        return outputs(learned.classifiers[0], learned.samples, rows)
+    assert isinstance(learned.samples, FeatureSamples)
+    features = np.array(learned.samples.features[rows])
+    probs = classical.probabilities(learned.stage, features)
+    logits = np.log(np.clip(probs, FLOOR, None))
+    return torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(features)
+
+
+def after_each_phase(job: Experiment, learned: Learned, run: Path) -> dict[str, Tensor]:
+    """Logits of the scored rows after each phase but the last, of recipes with several.
+
+    They are looked at, never chosen by. Leaves the network as it was.
+    """
+    if learned.stage is not None or len(job.plan.training.stretches) == 1:
+        return {}
+    classifier = learned.classifiers[0]
+    kept = classifier if job.plan.training.backbone_learns else classifier.head
+    found = {}
+    for number in range(1, len(job.plan.training.stretches) + 1):
+        checkpoints.load(run / "checkpoints" / f"phase-{number}.safetensors", kept)
+        found[str(number)] = said(job, learned, job.scored(job.role))[0]
+    return found
+
+
+def _join_histories(job: Experiment, folders: list[Path], run: Path) -> None:
+    frames = [
+        pd.read_csv(folder / "history.csv").assign(network=network.backbone)
+        for network, folder in zip(job.plan.networks, folders, strict=True)
+    ]
+    if len(folders) == 1:
+        shutil.copyfile(folders[0] / "history.csv", run / "history.csv")
+        return
+    pd.concat(frames, ignore_index=True).to_csv(run / "history.csv", index=False)
