@@ -24,13 +24,14 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import cross_val_predict
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.svm import SVC
+from sklearn.utils.estimator_checks import check_estimator
 
 from leukoscope.errors import InputError
 from leukoscope.models import classical
-from leukoscope.models.classical import Classical
+from leukoscope.models.classical import FLOOR, Classical
 from leukoscope.models.ecoc import OutputCodeSVM, coding_matrix, decode
 from leukoscope.models.inner_splits import inner_splits
-from leukoscope.models.joined import FLOOR, join, to_onnx
+from leukoscope.models.joined import join, to_onnx
 
 WIDTHS = (12, 20)
 CLASSIFIERS = ("mlp", "random_forest", "svm", "knn", "sgd", "stacking")
@@ -154,7 +155,7 @@ def test_one_vs_one_predicts_as_scikit_learn_where_no_loss_is_left() -> None:
     theirs = OneVsOneClassifier(SVC(gamma=mine.gamma_)).fit(features, labels)
     margins = np.stack([e.decision_function(unseen) for e in theirs.estimators_], axis=1)
     assert mine.binary_scores(unseen) == pytest.approx(-margins, abs=TOLERANCE)
-    sure = mine.decision_function(unseen).max(axis=1) == 0
+    sure = mine.class_scores(unseen).max(axis=1) == 0
     assert 20 < sure.sum() < 400
     assert np.array_equal(mine.predict(unseen)[sure], theirs.predict(unseen)[sure])
     assert (mine.predict(unseen) == theirs.predict(unseen)).mean() > 0.95
@@ -170,6 +171,12 @@ def test_two_classes_are_one_machine(coding: Any) -> None:
         -theirs.decision_function(features), abs=TOLERANCE
     )
     assert np.array_equal(mine.predict(features), theirs.predict(features))
+
+
+@pytest.mark.parametrize("coding", ["one_vs_rest", "one_vs_one"])
+def test_output_codes_keep_scikit_learns_contract(coding: Any) -> None:
+    checks = check_estimator(OutputCodeSVM(coding), on_fail="raise", on_skip=None)
+    assert len(checks) > 40
 
 
 def test_prediction_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,10 +560,11 @@ def test_steep_scores_keep_their_order() -> None:
 
 def test_features_that_can_t_work() -> None:
     features, labels = cells()
-    broken = features.copy()
-    broken[3, 4] = np.nan
-    with pytest.raises(InputError, match="finite"):
-        fitted(broken, labels)
+    for values in ((np.nan, 0), (np.inf, 0), (np.inf, -np.inf)):
+        broken = features.copy()
+        broken[3, 4:6] = values
+        with pytest.raises(InputError, match="finite"):
+            fitted(broken, labels)
     dead = features.copy()
     dead[:, 12:] = 1.5
     with pytest.raises(InputError, match="Network 2"):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
     from sklearn.pipeline import Pipeline
 
+FLOOR = 1e-7  # probabilities below it are as good as none; their logarithm stays finite
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -108,6 +109,7 @@ def fit(
 
     Raises InputError where features aren't finite, don't differ, or are too few.
     """
+    features = np.asarray(features, dtype=np.float32)
     _check(features, labels, widths, settings)
     splits = []
     if settings.classifier in ("svm", "stacking"):
@@ -170,7 +172,9 @@ def _check(
             fix="Add images of the missing classes, or leave these out.",
             field="labels",
         )
-    if not np.isfinite(features.sum(dtype=np.float64)):
+    with np.errstate(invalid="ignore"):  # inf - inf, which is what is looked for
+        total = features.sum(dtype=np.float64)
+    if not np.isfinite(total):
         raise InputError(
             "Deep features are not finite numbers",
             fix="Check the network's weights, or lower its learning rate.",
@@ -285,6 +289,7 @@ def probabilities(model: Pipeline, features: np.ndarray) -> np.ndarray:
     from scipy.special import log_expit, softmax
     from sklearn.linear_model import SGDClassifier
 
+    features = np.asarray(features, dtype=np.float32)
     if isinstance(model[-1], SGDClassifier) and len(model.classes_) > 2:
         # predict_proba's sigmoids over their sum, but as logarithms: steep scores, which a
         # constant rate gives, underflow there in every class and come out as chance.

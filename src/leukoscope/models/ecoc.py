@@ -57,8 +57,8 @@ class OutputCodeSVM(ClassifierMixin, BaseEstimator):
     machines there are.
 
     Training is libsvm's: between n² and n³ kernel evaluations of d multiplications a machine on
-    one core (machines run side by side), beside one float64 copy of the features. 5,000 rows of
-    1,000 features are minutes, 50,000 hours.
+    one core (machines run side by side), beside one float64 copy of the features. Five classes of
+    6,000 rows and 1,000 features, overlapping, took 22 s on two cores; 57,000 rows take hours.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class OutputCodeSVM(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.classes_, label = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"OutputCodeSVM needs two classes, got {len(self.classes_)}")
+            raise ValueError("OutputCodeSVM needs two classes, got 1 class")
         self.code_ = coding_matrix(len(self.classes_), self.coding)
         self.gamma_ = self._rate(X)
         rows = X.astype(np.float64)  # libsvm's type; converted here, the machines share it
@@ -118,10 +118,16 @@ class OutputCodeSVM(ClassifierMixin, BaseEstimator):
         ]
         return np.concatenate(parts) + self.intercept_
 
-    def decision_function(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
+    def class_scores(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
         """(n, classes) scores as `decode` gives them, in the order of `classes_`."""
         return decode(self.binary_scores(X), self.code_)
 
+    def decision_function(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
+        """The class scores; of two classes, as scikit-learn has it, (n,) second minus first."""
+        scores = self.class_scores(X)
+        return scores if len(self.classes_) > 2 else scores[:, 1] - scores[:, 0]
+
     def predict(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
         """(n,) the class of the highest score."""
-        return self.classes_[self.decision_function(X).argmax(axis=1)]
+        best = self.class_scores(X).argmax(axis=1)
+        return self.classes_[best]

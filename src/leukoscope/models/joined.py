@@ -16,13 +16,13 @@ from sklearn.ensemble import StackingClassifier
 from sklearn.linear_model import SGDClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
+from leukoscope.models.classical import FLOOR
 from leukoscope.models.ecoc import OutputCodeSVM
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 OPSET = 18  # that of models.graph, so that the two can be joined
-FLOOR = 1e-7  # probabilities below it are as good as none; their logarithm stays finite
 
 
 def to_onnx(model: Pipeline, width: int) -> bytes:
@@ -124,10 +124,10 @@ def join(network: bytes, classical: bytes) -> bytes:
 
 
 def _machine_shapes(operator: Any) -> None:
-    """skl2onnx's shape calculator of OutputCodeSVM: labels (n,), scores (n, k)."""
-    n = operator.inputs[0].get_first_dimension()
+    """skl2onnx's shape calculator of OutputCodeSVM: labels (n,), scores (n, k), k = 2: (n, 1)."""
+    n, classes = operator.inputs[0].get_first_dimension(), len(operator.raw_operator.classes_)
     operator.outputs[0].type = Int64TensorType([n])
-    operator.outputs[1].type = FloatTensorType([n, len(operator.raw_operator.classes_)])
+    operator.outputs[1].type = FloatTensorType([n, classes if classes > 2 else 1])
 
 
 def _convert_machine(scope: Any, operator: Any, container: Any) -> None:
@@ -173,7 +173,12 @@ def _convert_machine(scope: Any, operator: Any, container: Any) -> None:
     loss_below = node("Relu", node("Add", one, margins))
     above = node("MatMul", loss_above, constant((svm.code_ > 0).T / -weights))
     below = node("MatMul", loss_below, constant((svm.code_ < 0).T / -weights))
-    best = node("ArgMax", node("Add", above, below, to=scores), axis=1, keepdims=0)
+    each = node("Add", above, below)
+    if len(svm.classes_) > 2:
+        node("Identity", each, to=scores)
+    else:
+        node("MatMul", each, constant(np.array([[-1], [1]])), to=scores)
+    best = node("ArgMax", each, axis=1, keepdims=0)
     node("Gather", constant(svm.classes_, np.int64), best, to=labels)
 
 
