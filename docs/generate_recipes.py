@@ -12,6 +12,8 @@ from generate_text import anchor, escaped, prose, table, value
 
 from leukoscope.recipes import schema
 
+MEASURED = Path(__file__).resolve().parent / "measured"
+
 
 def recipes() -> str:
     """docs/recipes.md"""
@@ -194,7 +196,7 @@ def _ablation(ablation: Mapping[str, Any]) -> Iterator[str]:
 
 def _measured(name: str) -> str:
     """What was written up of runs of this recipe, as it stands in docs/measured/NAME.md."""
-    path = Path(__file__).resolve().parent / "measured" / f"{name}.md"
+    path = MEASURED / f"{name}.md"
     if not path.is_file():
         return "No run of this recipe is written up here."
     return path.read_text("utf-8").strip()

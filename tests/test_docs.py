@@ -70,16 +70,60 @@ def test_everything_registered_has_its_entry(page: str, pages: dict[str, str]) -
     assert not set(REGISTERED[page]) - entries
 
 
-def test_every_recipe_has_its_page(pages: dict[str, str]) -> None:
-    for name in schema.names():
-        page = pages[f"recipes/{name}.md"]
-        tables = schema.raw(name)
-        for trap in tables.get("traps", []):
-            assert trap.replace("<", "&lt;") in page
-        for arm in schema.arms(tables):
-            assert f"| `{arm}` |" in page
-        for figure in tables.get("published", {}).values():
-            assert all(f"| {metric} |" in page for metric in figure)
+@pytest.mark.parametrize("name", schema.names())
+def test_every_recipe_has_its_page(name: str, pages: dict[str, str]) -> None:
+    page, tables = pages[f"recipes/{name}.md"], schema.raw(name)
+    for trap in tables["traps"]:
+        assert trap.replace("<", "&lt;") in page
+    for arm in schema.arms(tables):
+        assert f"| `{arm}` |" in page
+    for claimed in tables["published"]:
+        _, _, section = page.partition(f"### {claimed['title']}\n")
+        section = section.split("\n##")[0]
+        for arm, figures in claimed["figures"].items():
+            assert f"| {arm} |" in section
+            assert all(f"| {metric} |" in section for metric in figures)
+            assert all(f"| {figure} |" in section for figure in figures.values())
+        for test in claimed.get("tests", []):
+            assert f"`{test['a']}` against `{test['b']}`" in section
+
+
+# Choices that a paper leaves open, at the setting whose comment says what was chosen and why.
+OPEN = {
+    "convnext-aml": "exclude balance preprocessing[2] views augmentation[1] augmentation[2] "
+    "augmentation[5] model training training.schedule training.phases[1] training.averaging "
+    "training.averaging.factor training.averaging.anneal_epochs arms.convnext-tiny.model "
+    "arms.resnet50.model arms.densenet121.model arms.vit.model arms.efficientnet-b0.model "
+    "arms.plain.training arms.swa.training arms.mixup-swa.training",
+    "logmh-transfer": "dataset split preprocessing[2] views augmentation[1] augmentation[6] "
+    "features features.networks[1].layer training classical arms.inception-resnet-v2 "
+    "arms.xception arms.alexnet arms.retinanet arms.centernet classical.sgd_alpha",
+    "otsu-efficientnet": "seed preprocessing[2] augmentation[1] model training.epsilon "
+    "training.phases[2]",
+    "lightweight-cnn": "preprocessing[2] views augmentation[1] training.patience arms.cnn.model",
+    "hybrid-stacking": "preprocessing[2] views augmentation[1] augmentation[3] model features "
+    "features.networks[2] training classical classical.folds classical.stacker_c "
+    "classical.forest_criterion arms.vgg16 arms.vit",
+}
+
+
+@pytest.mark.usefixtures("generate")
+@pytest.mark.parametrize("name", schema.names())
+def test_what_a_paper_leaves_open_is_said_where_it_is_chosen(name: str) -> None:
+    notes = importlib.import_module("generate_recipes").toml_comments(schema.text(name))
+    assert not set(OPEN[name].split()) - {*notes}
+
+
+@pytest.mark.usefixtures("generate")
+def test_measured_figures_stand_in_the_page_as_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = importlib.import_module("generate_recipes")
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "otsu-efficientnet.md").write_text("Measured: 7 of 9.\n")
+    monkeypatch.setattr(recipes, "MEASURED", tmp_path / "measured")
+    assert "## Measured figures\n\nMeasured: 7 of 9.\n" in recipes.recipe("otsu-efficientnet")
+    assert "No run of this recipe is written up here." in recipes.recipe("hybrid-stacking")
 
 
 @pytest.mark.usefixtures("generate")

@@ -178,8 +178,8 @@ class Recipe(Table):
 
     @property
     def sha256(self) -> str:
-        """The hash of everything the recipe says, arm and settings included."""
-        return hashlib.sha256(to_json(self.model_dump()).encode()).hexdigest()
+        """The hash of everything that `resolved` says, so that a run's own recipe.toml has it too."""
+        return hashlib.sha256(to_json(self.resolved()).encode()).hexdigest()
 
 
 def names() -> list[str]:
