@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from leukoscope.bundle.contract import OUTPUTS
 from leukoscope.compat import import_timm
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.files import sha256_of, write_json
@@ -25,7 +26,7 @@ from leukoscope.models.backbones import (
     check_architecture,
 )
 from leukoscope.models.classifier import Deployed, build, build_head, head_gradient, seeded
-from leukoscope.models.graph import OUTPUTS, classifier_graph, session_of
+from leukoscope.models.graph import classifier_graph, session_of
 from leukoscope.models.weights import BODIES, TORCHVISION, Weights, fits, resolve
 from leukoscope.recipes.schema import resolve as resolve_recipe
 
@@ -78,7 +79,7 @@ def test_backbones_take_every_size_from_32_px_and_give_the_width_they_state(name
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "alexnet_2012"])
 def test_networks_whose_map_is_a_point_are_deployed_like_the_others(name: str) -> None:
     classifier = build(name, HEAD, 3, NONE, seed=0).eval()
-    graph = classifier_graph(classifier, (48, 48))  # which checks that both give the same
+    graph = classifier_graph(classifier, (48, 48), OUTPUTS)  # which checks that both give the same
     images = np.zeros((2, 3, 48, 48), np.float32)
     logits, features, feature_map, _ = session_of(graph).run(None, {"images": images})
     assert logits.shape == (2, 3)
@@ -155,7 +156,7 @@ def test_the_head_gradient_equals_autograd() -> None:
 @pytest.fixture(scope="module")
 def tiny() -> tuple[nn.Module, bytes]:
     classifier = build("cnn", HEAD, 3, NONE, seed=0).eval()
-    return classifier, classifier_graph(classifier, (32, 32))
+    return classifier, classifier_graph(classifier, (32, 32), OUTPUTS)
 
 
 def test_the_graph_equals_the_module_for_any_number_of_images(
@@ -168,7 +169,7 @@ def test_the_graph_equals_the_module_for_any_number_of_images(
         images = np.random.default_rng(n).random((n, 3, 32, 32), dtype=np.float32)
         got = session.run(None, {"images": images})
         with torch.inference_mode():
-            expected = Deployed(classifier)(torch.from_numpy(images))
+            expected = Deployed(classifier, len(OUTPUTS))(torch.from_numpy(images))
         assert [value.shape for value in got] == [tuple(value.shape) for value in expected]
         for value, want in zip(got, expected, strict=True):
             np.testing.assert_allclose(value, want.numpy(), rtol=1e-3, atol=1e-4)

@@ -25,6 +25,7 @@ SMALLEST_ANCHOR = 32.0  # px on the first level, doubled on each that follows
 POSITIVE, NEGATIVE = 0.5, 0.4  # IoU from which an anchor is the cell, below which background
 PRIOR = 0.01  # the share of positions that a fresh network calls a cell
 STRIDE = 4  # px between neighbouring positions of CenterNet's map
+SIZE_WEIGHT = 0.1  # of CenterNet's size beside its other losses (Zhou et al. 2019, section 3)
 OVERLAP = 0.7  # IoU that every box within a Gaussian's radius keeps (CornerNet)
 
 
@@ -122,8 +123,8 @@ class RetinaNet(nn.Module):
         found = positive.sum().clamp(min=1)
         focal = sigmoid_focal_loss(objectness, positive.to(objectness.dtype))
         wanted = encode(boxes[:, None], branches.anchors[None])
-        where = smooth_l1_loss(offsets, wanted, reduction="none").sum(dim=2)
-        return ((focal * judged).sum() + (where * positive).sum()) / found
+        where = _smooth_l1(offsets[positive], wanted[positive])
+        return ((focal * judged).sum() + where) / found
 
     def predicted_boxes(self, branches: AnchorBranches) -> Tensor:
         best = branches.objectness.argmax(dim=1)
@@ -146,8 +147,8 @@ class CenterNet(nn.Module):
     Three upsampling stages of 256, 128 and 64 channels lead from stride 32 to 4, as in the paper's
     residual variant, with 3x3 convolutions and bilinear enlarging in place of deformable and
     transposed ones. Three branches on the last map, which is the feature map: a heat map of
-    centres, the centre's offset within its position, and the box's width and height as fractions
-    of the image (so that no weight is needed to hold the size's loss beside the others').
+    centres, the centre's offset within its position, and the box's width and height, given as
+    fractions of the image and compared in positions of the map.
     """
 
     def __init__(
@@ -194,13 +195,12 @@ class CenterNet(nn.Module):
         boxes = boxes[known].float()
         logits = branches.centre[known].float()
         heat, position, offset = centre_targets(boxes, branches.extent, logits.shape[2:])
-        found = max(len(boxes), 1)
-        wanted = torch.cat([offset, boxes[:, 2:]], dim=1)
-        given = torch.cat(
-            [at(branches.offset[known], position), at(branches.size[known], position)], dim=1
-        ).float()
-        where = smooth_l1_loss(given, wanted, reduction="sum")
-        return (centre_loss(logits, heat, position) + where) / found
+        extent = boxes.new_tensor(branches.extent)
+        size = at(branches.size[known], position).float() * extent
+        heat_loss = centre_loss(logits, heat, position)
+        offset_loss = _smooth_l1(at(branches.offset[known], position).float(), offset)
+        size_loss = _smooth_l1(size, boxes[:, 2:] * extent)
+        return (heat_loss + offset_loss + SIZE_WEIGHT * size_loss) / max(len(boxes), 1)
 
     def predicted_boxes(self, branches: CentreBranches) -> Tensor:
         position = branches.centre.flatten(1).argmax(dim=1)
@@ -335,6 +335,11 @@ def _branch(width: int, outputs: int) -> nn.Sequential:
 def _by_anchor(output: Tensor, values: int) -> Tensor:
     """(n, a · values, h, w) of one level to (n, h · w · a, values)."""
     return output.permute(0, 2, 3, 1).reshape(len(output), -1, values)
+
+
+def _smooth_l1(given: Tensor, wanted: Tensor) -> Tensor:
+    """Summed; quadratic below 1 (Girshick 2015, eq. 3)."""
+    return smooth_l1_loss(given, wanted, reduction="sum")
 
 
 def _logit(share: float) -> float:
