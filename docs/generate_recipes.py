@@ -104,9 +104,12 @@ def _settings(
     about = {"name", "title", "summary", "paper", "dataset", "traps", "published", "arm"}
     own = tables.get("arms", {}).get(plan.arm, {})
     stated = {*dict(flat(tables)), *dict(flat(own))}
+    # Settings of models that no arm has, and what phases stand in place of.
+    single = tuple(f"training.{key}" for key in ("trained", "layers", "epochs"))
+    idle = ("classical", "features", *(single if plan.training.phases else ["training.phases"]))
     for path, item in flat(plan.model_dump(exclude=about | {"ablation"})):
-        if path not in stated and path.startswith(("classical", "features")):
-            continue  # settings of models that no arm has
+        if path not in stated and path.startswith(idle):
+            continue
         said = [escaped(note) for place, note in notes.items() if _belongs(place, path)]
         if path not in stated:
             said.append("default; not in the file")

@@ -255,6 +255,7 @@ ALL_OPERATIONS = {
 }
 TRAPS = [
     ("convnext-aml", "MLL-AF9"),
+    ("convnext-aml", "1,000 images of each class"),
     ("convnext-aml", "384"),
     ("convnext-aml", "31 M"),
     ("convnext-aml", "t = infinity"),
