@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from leukoscope.errors import InputError
 from leukoscope.evaluate.metrics import compute
-from leukoscope.report import comparison, figures, verdict
+from leukoscope.report import comparison, figures, numbers, verdict
 from leukoscope.report import run as report
 from leukoscope.report.inputs import load
 from leukoscope.report.sections_results import chosen_epoch
@@ -144,8 +144,12 @@ def write_rest(
         'arm = "mobilenetv2"\nprotocol = "clean"\nseed = 0\n'
         '[paper]\ncitation = "Hussain et al. 2025"\ndoi = "10.1000/example.5"\n'
         '[[preprocessing]]\nstep = "resize"\nsize = 224\n'
-        "[published.mobilenetv2]\nvalidation_accuracy = 0.9442\nmacro_recall = 0.956\n"
-        "cohen_kappa = 0.928\nroc_auc_ovr = 0.997\n",
+        '[[published]]\ntitle = "Main figures"\nclasses = 6\n'
+        "[published.figures.mobilenetv2]\naccuracy = 0.9442\nmacro_recall = 0.956\n"
+        "cohen_kappa = 0.928\nroc_auc_ovr = 0.997\n"
+        '"history.2.validation_accuracy" = 0.9233\n"per_class.NPM1.recall" = 0.95\n'
+        '[[published]]\ntitle = "Two classes"\nclasses = 2\n'
+        "[published.figures.mobilenetv2]\naccuracy = 0.99\n",
         encoding="utf-8",
     )
     dump(
@@ -266,6 +270,11 @@ class Reader(HTMLParser):
 
 def text(reader: Reader, section: str) -> str:
     return " ".join(reader.texts[section].split())
+
+
+def read(page: Path) -> Reader:
+    """A page with the cells of its tables apart."""
+    return Reader(re.sub("</t[dh]>", r" \g<0>", page.read_text(encoding="utf-8")))
 
 
 # --- tests ------------------------------------------------------------------------------------
@@ -450,7 +459,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     dump(run / "explain" / "explain.json", explain)
     (run / "recipe.toml").write_text(
         f"title = '{EVIL}'\narm = 'a'\n[paper]\ndoi = 'javascript:alert(1)'\n"
-        "[published.a]\naccuracy = 0.9\n"
+        '[[published]]\ntitle = "A"\n[published.figures.a]\naccuracy = 0.9\n'
     )
     html = report.write(run).read_text(encoding="utf-8")
     reader = Reader(html)
@@ -566,7 +575,8 @@ TESTS = {
 
 
 def test_comparison_of_runs(full_run: Path, tmp_path: Path) -> None:
-    written = comparison.write(tmp_path / "all", [full_run], ROWS, TESTS)
+    found = {"runs": [str(full_run)], "table": ROWS, "comparison": TESTS}
+    written = comparison.write(tmp_path / "all", found)
     html = written.read_text(encoding="utf-8")
     reader = Reader(html)
     assert not reader.all("script")
@@ -579,9 +589,147 @@ def test_comparison_of_runs(full_run: Path, tmp_path: Path) -> None:
 
 def test_comparison_without_one_protocol_and_without_tests(tmp_path: Path) -> None:
     rows = [{"arm": "a", "metric": "accuracy", "clean": estimate(0.8)}]
-    html = comparison.write(tmp_path, [], rows).read_text(encoding="utf-8")
+    html = comparison.write(tmp_path, {"runs": [], "table": rows}).read_text(encoding="utf-8")
     assert "not run" in html
     assert 'class="missing"' in html
+
+
+ABSENT = {"value": None, "low": None, "high": None}
+NOT_HERE = ABSENT | {"why": "not on this data"}
+
+
+def paper_row(arm: str, metric: str, **other: Any) -> dict[str, Any]:
+    both = {"published_protocol": estimate(0.9), "clean": estimate(0.82)}
+    return {"arm": arm, "metric": metric, "published_figure": 0.95, **both,
+            "difference": estimate(0.08), **other}  # fmt: skip
+
+
+def mcnemar(chi2: float) -> dict[str, Any]:
+    return {"b": 30, "c": 12, "chi2": chi2, "chi2_corrected": 6.9, "p": 0.0055, "exact_p": 0.008,
+            "degenerate": None}  # fmt: skip
+
+
+def reproduced(arms: int, metrics: int) -> dict[str, Any]:
+    """reproduction.json of that size, every kind of gap in it."""
+    names = [f"arm-{i}" for i in range(arms - 1)] + [EVIL]
+    scalars = ["accuracy", "macro_f1", "cohen_kappa", "environment.seconds", "phases.1.accuracy"]
+    scalars += [f"history.{i}.validation_accuracy" for i in range(1, 20)]
+    skipped = {key: ABSENT | {"why": "not run: No weights"} for key in
+               ("published_protocol", "clean", "difference")}  # fmt: skip
+    rows = [paper_row(a, m) for a in names for m in scalars[:metrics]]
+    rows += [paper_row("densenet", "accuracy", **skipped)]
+    rows += [
+        paper_row("arm-0", f"{where}.{metric}")
+        for metric, where in (
+            ("validation_loss", "history.2"),
+            ("recall", "phases.1.per_class.Early Pre-B"),
+        )
+    ]
+    gone = dict.fromkeys(("published_protocol", "clean", "difference"), NOT_HERE)
+    for name, more in ((EVIL, {}), ("NPM1", gone)):
+        rows += [paper_row("arm-0", f"per_class.{name}.{m}", **more)
+                 for m in ("precision", "recall", "f1")]  # fmt: skip
+    t = {"t": None, "p": None, "degenerate": "every difference is 0.04"}
+    about = {"note": "t = infinity", "statistic": None, "p": 0.0}
+    tests = [
+        {"test": "paired_t", "a": "arm-0", "b": "arm-1", "metric": "accuracy", **about,
+         "published_protocol": t, "clean": {"why": "arm-1 not run"}},
+        {"test": "mcnemar", "a": "arm-0", "b": "arm-1", "statistic": 14.06, "p": 0.000176,
+         "published_protocol": mcnemar(7.7), "clean": mcnemar(3.1)},
+    ]  # fmt: skip
+    pair = TESTS["pairs"][0]
+    pairs = [pair | {"a": a, "b": b, "holm": {"permutation_p": 0.01}}
+             for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
+    steps = [
+        {"effect": "+ swa", "from": "arm-0", "to": "arm-1", "published_figure": 0.02,
+         "published_protocol": estimate(0.01) | {"mcnemar": mcnemar(5.5)},
+         "clean": ABSENT | {"why": "arm-1: not run"}},
+    ]  # fmt: skip
+    return {
+        "runs": [],
+        "not_run": [{"arm": "densenet", "protocol": "clean", "why": "No weights"}],
+        "table": ROWS,
+        "tables": [{"title": "Main", "classes": 5, "remark": "Another data set.", "rows": rows,
+                    "tests": tests}],
+        "tables_left_out": ["Two classes"],
+        "ablation": {"kind": "cumulative", "metric": "accuracy", "effects": steps, "rows": [
+            paper_row("arm-0", "accuracy", factors=[]),
+            paper_row("arm-1", "accuracy", factors=["swa"], **skipped),
+        ]},
+        "comparison": {"pairs": pairs, "not_tested": [{"a": "x", "b": "y", "why": "none shared"}]},
+        "comparison_published": {"pairs": pairs},
+    }  # fmt: skip
+
+
+def test_each_published_table_is_a_section(tmp_path: Path) -> None:
+    written = comparison.write(tmp_path, reproduced(3, 2), title="Reproduction")
+    reader = read(written)
+    paper = text(reader, "paper-1")
+    assert "Paper: Main" in paper
+    assert "Another data set." in paper
+    assert "95.0% 90.0% [88.0, 92.0] 82.0% [80.0, 84.0] +8.0 points [6.0, 10.0]" in paper
+    assert "not run" in paper
+    assert f"{EVIL}: paper 95.0% 95.0% 95.0%" in paper
+    assert "NPM1: measured not on this data not on this data not on this data" in paper
+    assert "by epoch. Epoch Validation loss Epoch 2: paper 0.950 Epoch 2: published 0.900" in paper
+    assert "by class, after phase 1. Class Recall Early Pre-B: paper 95.0%" in paper
+    assert "arm-0 against arm-1: t by class, Accuracy p 0 undefined" in paper
+    assert "χ² 14.06, p 0.000176 χ² 7.7, p 0.0055 (30, 12)" in paper
+    assert " 0.0%" not in paper, "what is absent is no zero"
+    assert "No weights" in text(reader, "runs")
+    assert "Two classes" in text(reader, "runs")
+    assert "none shared" in text(reader, "tests")
+
+
+def test_the_ablation_names_what_each_step_adds(tmp_path: Path) -> None:
+    written = comparison.write(tmp_path, reproduced(3, 2))
+    ablation = text(read(written), "ablation")
+    assert "the clean protocol is above in 1 of 1 figure" in ablation
+    assert "arm-0: no factor 95.0%" in ablation
+    assert "+ swa +2.0 points +1.0 points [−1.0, 3.0] not run" in ablation
+    assert "arm-1 against arm-0 χ² 5.5, p 0.0055 (30, 12) not run" in ablation
+    assert (tmp_path / "figures" / "ablation.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("macro_f1", "Macro F1"),
+        ("per_class.a.b.recall", "a.b: Recall"),
+        ("validation.log_loss", "Log loss on validation"),
+        ("patient_level.accuracy", "Accuracy by patient"),
+        ("phases.1.per_class.Pre-B.f1", "Pre-B: F1 after phase 1"),
+        ("history.3.validation_accuracy", "Validation accuracy in epoch 3"),
+        ("folds.macro_f1.mean", "Macro F1, mean over the folds"),
+        ("environment.seconds", "Training time"),
+    ],
+)
+def test_dotted_paths_have_names(path: str, name: str) -> None:
+    assert numbers.title(path) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "written", "shift"),
+    [
+        ("environment.seconds", 20595.6, "20,596 s", "+20,596 s"),
+        ("folds.cohen_kappa.mean", 0.5, "0.500", "+0.500"),
+        ("folds.accuracy.sd", 0.02, "2.0%", "+2.0 points"),
+        ("history.2.validation_loss", 0.25, "0.250", "+0.250"),
+    ],
+)
+def test_figures_have_their_own_units(path: str, value: float, written: str, shift: str) -> None:
+    assert numbers.plain(path, value) == written
+    assert numbers.difference(path, value) == shift
+
+
+def test_few_tables_are_open_however_many_arms_and_metrics(tmp_path: Path) -> None:
+    for arms, metrics in ((10, 10), (2, 20), (10, 1)):
+        built = reproduced(arms, metrics)
+        reader = read(comparison.write(tmp_path, built))
+        tables = [within for tag, _, within in reader.elements if tag == "table"]
+        assert sum("details" not in within for within in tables) <= 16
+        assert len(tables) >= 10 or metrics == 1
+        assert text(reader, "paper-1").count("arm-0, by class. Class") == 1
 
 
 # --- in a browser -----------------------------------------------------------------------------

@@ -90,24 +90,23 @@ def reproduce(
     weights: str | None = None,
     settings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Every arm under every protocol, one table; finished runs are kept and not run again."""
+    """Every arm under every protocol beside the paper's tables; finished runs are kept and not run
+    again. Tables and reports are written after each arm, so that a stop leaves those so far."""
     require("torch", "train")
     from leukoscope.recipes import reproduction
     from leukoscope.report import comparison
     from leukoscope.report.run import write
 
+    def record(found: dict[str, Any], runs: Sequence[Path]) -> None:
+        for run in runs:
+            write(run)
+        comparison.write(Path(out), found, title=f"Reproduction of {recipe}")
+
     found = reproduction.reproduce(
         recipe, Path(cells), Path(out), chosen=arms, protocols=protocols, weights=weights,
-        settings=settings,
+        settings=settings, record=record,
     )  # fmt: skip
-    runs = [Path(run) for run in found["runs"]]
-    for run in runs:
-        write(run)
-    report = comparison.write(
-        Path(out), runs, found["table"], found["comparison"], title=f"Reproduction of {recipe}",
-        not_run=found["not_run"],
-    )  # fmt: skip
-    return {**found, "report": str(report)}
+    return {**found, "report": str(Path(out) / "report.html")}
 
 
 def evaluate(source: Path, *, on: Path | None = None, out: Path | None = None) -> dict[str, Any]:

@@ -76,9 +76,10 @@ def shortcut_predictions(
     split_frame: pd.DataFrame | None = None,
     *,
     found: Duplicates | None = None,
+    role: str = "test",
 ) -> pd.DataFrame:
     """What two classifiers that see no cell say: columns image, fold, label, patient, colour_knn
-    and majority, one row a test image of a fold.
+    and majority, one row an image that has `role` in a fold.
 
     `colour_knn` is the class of the five nearest training images in the nine colour statistics,
     standardised on the training images; `majority` their most frequent class. Without a split,
@@ -92,7 +93,7 @@ def shortcut_predictions(
     parts = []
     for fold, roles in split_frame.groupby("fold"):
         train = frame[frame["image"].isin(roles.loc[roles["role"] == "train", "image"])]
-        test = frame[frame["image"].isin(roles.loc[roles["role"] == "test", "image"])]
+        test = frame[frame["image"].isin(roles.loc[roles["role"] == role, "image"])]
         if len(train) and len(test):
             parts.append(_predicted(train, test).assign(fold=fold))
     columns = ["image", "fold", "label", "patient", "colour_knn", "majority"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,65 @@ def units_of(frame: pd.DataFrame) -> list[str]:
     ]
 
 
+def row_ids(frame: pd.DataFrame) -> list[str]:
+    """An id a row: the image; of an augmented view, which published protocols score, that too."""
+    images = frame["image"].astype(str)
+    if "view" not in frame:
+        return images.tolist()
+    pairs = zip(images, frame["view"], strict=True)
+    return [f"{image} view {view}" if view else image for image, view in pairs]
+
+
 def measure(frame: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
-    """metrics.json of a table of predictions, intervals included, without the baseline."""
+    """metrics.json of a table of predictions, intervals included, without the baseline.
+
+    Rows of several folds are judged together. `patient_level` holds the same by patient, or None.
+    """
+    result = _measure(frame, classes)
+    result["patient_level"], why = patient_level(frame, classes)
+    if why:
+        result["undefined"]["patient_level"] = why
+    return result
+
+
+def patient_level(frame: pd.DataFrame, classes: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
+    """The figures by patient: (the shape of metrics.json at level `patient`, "") or (None, why).
+
+    Only where every patient has one label, as where cells inherit their patient's diagnosis; a
+    patient's answer is then the class of the highest mean probability over its images. Accuracy
+    has Wilson's interval, all else a bootstrap over patients, from ten of them on.
+    """
+    columns = [f"prob_{name}" for name in classes]
+    known = frame[[p is not None for p in patients_of(frame)]]
+    if known.empty:
+        return None, "no patient is known"
+    labels = known.groupby("patient")["label"].nunique()
+    if (labels > 1).any():
+        mixed = f"{int((labels > 1).sum())} of {len(labels)} patients"
+        return None, f"{mixed} have images of more than one class, so none has a class of its own"
+    if not set(columns) <= set(frame.columns):
+        return None, "no probabilities were given"
+    patients = known.groupby("patient")
+    probs = patients[columns].mean()
+    answers = pd.DataFrame({"patient": probs.index, "label": patients["label"].first().to_numpy()})
+    answers["predicted"] = np.array(list(classes), dtype=object)[probs.to_numpy().argmax(axis=1)]
+    result = _measure(answers.join(probs.reset_index(drop=True)), classes, level="patient")
+    if len(known) < len(frame):
+        result["notes"].append(f"{len(frame) - len(known)} images without a patient left out.")
+    return result, ""
+
+
+def _measure(
+    frame: pd.DataFrame, classes: Sequence[str], *, level: str = "image"
+) -> dict[str, Any]:
     found = scored(frame, classes)
     patients, units = patients_of(frame), units_of(frame)
-    result = metrics.summarise(found)
-    result["ci"] = intervals.bootstrap(found, units)
+    result = metrics.summarise(found, level=level)
+    few = level == "patient" and len(frame) < intervals.FEW_GROUPS
+    result["ci"] = {} if few else intervals.bootstrap(found, units)
+    if level == "patient":
+        share = intervals.wilson(int(found.correct.sum()), len(found))
+        result["ci"] |= {"accuracy": share, "micro_f1": share}
     about = intervals.describe(found, patients, result["ci"]) | {"groups": len(set(units))}
     result["interval"] = about
     if about["note"]:
@@ -61,7 +115,7 @@ def baseline(index: CellIndex, roles: pd.DataFrame, role: str) -> dict[str, floa
     """Accuracy of the majority class and of 5-NN on colour statistics on the same images."""
     if not (roles["role"] == role).any():
         return {"majority": None, "colour_knn": None}
-    said = shortcut_predictions(index, roles)
+    said = shortcut_predictions(index, roles, role=role)
     return {
         "majority": float((said["label"] == said["majority"]).mean()),
         "colour_knn": float((said["label"] == said["colour_knn"]).mean()),
@@ -271,44 +325,72 @@ def read_index(reader: Reader, index: CellIndex) -> pd.DataFrame:
     return frame
 
 
-def compare(sources: Sequence[Path]) -> dict[str, Any]:
-    """comparison.json of DESIGN.md: every pair of runs or prediction files on shared images.
+@dataclass(frozen=True)
+class Aligned:
+    """Predictions of several sources, cut to the rows that all have, in the same order.
 
-    Raises InputError for fewer than two, no image in common, or labels that contradict each other.
+    ids: (n,) the images or views. units: (n,) what an interval resamples, see `units_of`.
+    left_out: how many rows of each source the others lack.
+    """
+
+    frames: dict[str, pd.DataFrame]
+    classes: list[str]
+    ids: list[str]
+    units: list[str]
+    left_out: dict[str, int]
+
+
+def align(sources: Sequence[Path], names: Sequence[str] | None = None) -> Aligned:
+    """The shared rows of runs or prediction files.
+
+    names: what to call them, default as much of the path as tells them apart.
+    Raises InputError where an image has several rows, or none is in all of them.
     """
     read = {
         name: read_predictions(source)
-        for name, source in zip(_names(sources), sources, strict=True)
+        for name, source in zip(names or _names(sources), sources, strict=True)
     }
+    tables: dict[str, pd.DataFrame] = {}
     for name, (frame, _) in read.items():
-        if "image" not in frame or frame["image"].duplicated().any():
-            has = "predicts images more than once" if "image" in frame else "has no column 'image'"
+        ids = row_ids(frame) if "image" in frame else []
+        if not ids or len(set(ids)) < len(ids):
+            has = "predicts images more than once" if ids else "has no column 'image'"
             raise InputError(
                 f"{name} {has}, so that predictions can't be paired",
-                fix="Give one row an image; of a run, the clean protocol's.",
+                fix="Give one row an image.",
                 field="image",
             )
-    shared = sorted(set.intersection(*(set(frame["image"]) for frame, _ in read.values())))
+        tables[name] = frame.set_axis(ids, axis=0)
+    shared = sorted(set.intersection(*(set(table.index) for table in tables.values())))
     if not shared:
         raise InputError(
             f"{', '.join(read)} have no image in common",
             fix="Compare predictions of the same test part (train with the same --split).",
             field="image",
         )
-    classes = sorted({c for _, own in read.values() for c in own})
-    aligned = {
-        name: frame.set_index("image", drop=False).loc[shared] for name, (frame, _) in read.items()
-    }
+    frames = {name: table.loc[shared] for name, table in tables.items()}
     # A patient that one file names is known for all of them.
-    named = pd.DataFrame({name: patients_of(frame) for name, frame in aligned.items()})
-    patients = named.bfill(axis=1).iloc[:, 0]
-    found = significance.compare(
-        {name: scored(frame, classes) for name, frame in aligned.items()},
+    named = pd.DataFrame({name: patients_of(frame) for name, frame in frames.items()})
+    first = next(iter(frames.values()))
+    return Aligned(
+        frames,
+        sorted({c for _, own in read.values() for c in own}),
         shared,
-        [p if isinstance(p, str) else None for p in patients],
+        units_of(first.assign(patient=named.bfill(axis=1).iloc[:, 0].to_numpy())),
+        {name: len(table) - len(shared) for name, table in tables.items()},
     )
-    left_out = {name: len(frame) - len(shared) for name, (frame, _) in read.items()}
-    return {"n": len(shared), "left_out": left_out, **found}
+
+
+def compare(sources: Sequence[Path], names: Sequence[str] | None = None) -> dict[str, Any]:
+    """comparison.json of DESIGN.md: every pair of runs or prediction files on shared images.
+
+    names: see `align`. Raises InputError for fewer than two, no image in common, or labels that
+    contradict each other.
+    """
+    found = align(sources, names)
+    models = {name: scored(frame, found.classes) for name, frame in found.frames.items()}
+    pairs = significance.compare(models, found.ids, found.units)
+    return {"n": len(found.ids), "left_out": found.left_out, **pairs}
 
 
 def _names(sources: Sequence[Path]) -> list[str]:

@@ -1,63 +1,45 @@
-"""The report of several runs: arms beside protocols beside the paper, and tests between arms."""
+"""The report of `reproduce`: arms beside protocols beside the paper, and tests between arms."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
-
 from leukoscope import files
-from leukoscope.report import figures, page, verdict
+from leukoscope.report import page, sections_paper, sections_tests, verdict
 from leukoscope.report.numbers import (
     bounds,
     count,
-    difference,
     estimate,
-    is_decimal,
     listing,
     measured,
-    number,
     points,
     title,
 )
-from leukoscope.report.page import Block, Cell, Missing, Paragraph, Plot, Section, Table
-
-Row = Mapping[str, Any]
-KINDS = {
-    "published_figure": "figure of the paper",
-    "published_protocol": "published protocol",
-    "clean": "clean protocol",
-}
+from leukoscope.report.page import Block, Cell, Paragraph, Section, Table
+from leukoscope.report.sections_paper import OVERALL, Row, drawn, estimates, slug
 
 
-def write(
-    folder: Path,
-    runs: Sequence[Path],
-    rows: Sequence[Row],
-    tests: Mapping[str, Any] | None = None,
-    *,
-    title: str = "Comparison of runs",
-    not_run: Sequence[Row] = (),
-) -> Path:
+def write(folder: Path, found: Mapping[str, Any], *, title: str = "Comparison of runs") -> Path:
     """Write `report.html` and `figures/` into `folder`; returns the report's path.
 
-    `runs`: folders with a report each, linked. `rows`: one an arm and metric, with the keys `arm`,
-    `metric`, `published_figure` (a fraction or None) and `published_protocol`, `clean`,
-    `difference` (published protocol minus clean), each `{value, low, high}` or None.
-    `tests`: comparison.json of DESIGN.md. `not_run`: `{arm, protocol, why}` of what couldn't run.
+    `found`: reproduction.json, see recipes.reproduction.Tables.fill; only `runs` (folders with a
+    report each, linked) and `table` must be there.
     Raises InputError where the folder can't be written to.
     """
-    metrics = list(dict.fromkeys(str(row["metric"]) for row in rows))
+    rows, runs = found["table"], [Path(run) for run in found["runs"]]
+    known = [m for m in OVERALL if any(row["metric"] == m for row in rows)]
+    study = found.get("ablation")
     sections = [
         _verdict(rows),
-        *(_metric(metric, [row for row in rows if row["metric"] == metric]) for metric in metrics),
-        _tests(tests),
-        _runs(Path(folder), runs, not_run),
+        *(_metric(metric, [row for row in rows if row["metric"] == metric]) for metric in known),
+        *(sections_paper.table(one, i) for i, one in enumerate(found.get("tables") or [], 1)),
+        *([sections_paper.ablation(study)] if study else []),
+        *_tests(found),
+        _runs(Path(folder), runs, found.get("not_run") or [], found.get("tables_left_out") or []),
     ]
     arms = len({row["arm"] for row in rows})
     built = page.Page(
@@ -97,34 +79,15 @@ def _verdict(rows: Sequence[Row]) -> Section:
 
 
 def _metric(metric: str, rows: Sequence[Row]) -> Section:
-    table: list[list[Cell | str]] = []
-    data = []
-    for row in rows:
-        cells: list[Cell | str] = [str(row["arm"])]
-        for key, kind in KINDS.items():
-            value, limits = estimate(row.get(key))
-            absent = "not stated" if key == "published_figure" else "not run"
-            cells.append(absent if value is None else measured(metric, value, limits))
-            if value is not None:
-                data.append((str(row["arm"]), kind, value, *bounds(limits)))
-        gap, limits = estimate(row.get("difference"))
-        cells.append("not known" if gap is None else difference(metric, gap, limits))
-        table.append(cells)
-    head = ["Arm", "Paper", "Published protocol", "Clean protocol", "Difference"]
+    named = [(str(row["arm"]), row) for row in rows]
+    alt = f"{title(metric)} of each arm: paper, published and clean protocol"
     caption = f"{title(metric)} by arm, with 95% intervals; difference is published minus clean."
-    blocks: list[Block] = []
-    if data:
-        frame = pd.DataFrame(data, columns=["name", "kind", "value", "low", "high"])
-        stem = f"arms_{re.sub('[^a-z0-9]+', '_', metric.lower())}"
-        alt = f"{title(metric)} of each arm: paper, published and clean protocol"
-        blocks.append(
-            Plot(
-                [figures.ranges(stem, frame, alt, share=not is_decimal(metric))],
-                _metric_says(metric, rows),
-            )
-        )
-    name = re.sub("[^a-z0-9]+", "-", metric.lower())
-    return Section(f"metric-{name}", title(metric), [*blocks, Table(caption, head, table)])
+    head = ["Arm", *sections_paper.HEAD, "Difference"]
+    blocks: list[Block] = [
+        *drawn(f"arms_{slug(metric)}", named, alt, _metric_says(metric, rows)),
+        Table(caption, head, [estimates(name, row) for name, row in named]),
+    ]
+    return Section(f"metric-{slug(metric)}", title(metric), blocks)
 
 
 def _metric_says(metric: str, rows: Sequence[Row]) -> str:
@@ -143,76 +106,16 @@ def _metric_says(metric: str, rows: Sequence[Row]) -> str:
     )
 
 
-def _tests(tests: Mapping[str, Any] | None) -> Section:
-    name = "Tests between arms"
-    pairs = (tests or {}).get("pairs") or []
-    if not pairs:
-        text = "No two arms were tested against each other; to do so, run"
-        return Section("tests", name, [Missing(text, "leukoscope compare A B -o comparison.json")])
-    rows: list[list[Cell | str]] = []
-    for pair in pairs:
-        mcnemar = pair.get("mcnemar") or {}
-        rows.append(
-            [
-                f"{pair.get('a')} against {pair.get('b')}",
-                f"{mcnemar.get('b', '')} and {mcnemar.get('c', '')}",
-                _statistic(mcnemar.get("chi2"), _why(mcnemar)),
-                _p(mcnemar.get("p"), _why(mcnemar)),
-                _p(mcnemar.get("exact_p"), _why(mcnemar)),
-                _p(pair.get("permutation_p")),
-                _gap((pair.get("difference") or {}).get("accuracy")),
-            ]
-        )
-        if len(pairs) > 1:
-            rows[-1].insert(-1, _p((pair.get("holm") or {}).get("permutation_p")))
-    head = ["Pair", "Discordant", "χ²", "p", "exact p", "permutation p", "Accuracy difference"]
-    if len(pairs) > 1:
-        head.insert(-1, "after Holm")
-    held = [(pair.get("holm") or pair).get("permutation_p") for pair in pairs]
-    clear = sum(p is not None and p < 0.05 for p in map(number, held))
-    caption = (
-        f"McNemar's test and a permutation test: {clear} of {count(len(pairs), 'pair')} "
-        f"differ at the 5% level by permutation{', after Holm' if len(pairs) > 1 else ''}."
+def _tests(found: Mapping[str, Any]) -> list[Section]:
+    """The tests within each protocol."""
+    published = found.get("comparison_published")
+    clean = sections_tests.section(
+        "tests", "Tests between arms, clean protocol", found.get("comparison")
     )
-    return Section("tests", name, [Table(caption, head, rows), *_paired_t(pairs)])
-
-
-def _paired_t(pairs: Sequence[Mapping[str, Any]]) -> list[Block]:
-    rows: list[list[Cell | str]] = []
-    for pair in pairs:
-        for metric, result in (pair.get("paired_t") or {}).items():
-            who = f"{pair.get('a')} against {pair.get('b')}: {title(metric).lower()}"
-            reason = _why(result)
-            rows.append([who, _statistic(result.get("t"), reason), _p(result.get("p"), reason)])
-    if not rows:
-        return []
-    return [Table("Paired t-tests over the values of each class.", ["Pair", "t", "p"], rows)]
-
-
-def _why(result: Mapping[str, Any]) -> str:
-    """Why a test is degenerate, or ""."""
-    found = result.get("degenerate")
-    return found if isinstance(found, str) else "the test is degenerate" if found else ""
-
-
-def _statistic(value: object, reason: str = "") -> Cell | str:
-    found = number(value)
-    why = reason or "no reason was recorded"
-    return Cell("undefined", why) if found is None else f"{found:.4f}".replace("-", "−")
-
-
-def _p(value: object, reason: str = "") -> Cell | str:
-    found = number(value)
-    if found is None:
-        return Cell("undefined", reason or "no reason was recorded")
-    return f"{found:.3g}" if found >= 0.0001 else f"{found:.1e}"
-
-
-def _gap(item: object) -> Cell | str:
-    value, limits = estimate(item)
-    if value is None:
-        return Cell("undefined", "the difference was not computed")
-    return difference("accuracy", value, limits)
+    if not published:
+        return [clean]
+    name, heading = "tests-published", "Tests between arms, published protocol"
+    return [clean, sections_tests.section(name, heading, published)]
 
 
 def _synthetic(run: Path) -> bool:
@@ -221,7 +124,9 @@ def _synthetic(run: Path) -> bool:
     return isinstance(found, Mapping) and bool((found.get("index") or {}).get("synthetic"))
 
 
-def _runs(folder: Path, runs: Sequence[Path], not_run: Sequence[Row]) -> Section:
+def _runs(
+    folder: Path, runs: Sequence[Path], not_run: Sequence[Row], left_out: Sequence[str]
+) -> Section:
     if not runs and not not_run:
         return Section("runs", "Single runs", [Paragraph("No run folders were given.")])
     rows: list[list[Cell | str]] = []
@@ -233,4 +138,8 @@ def _runs(folder: Path, runs: Sequence[Path], not_run: Sequence[Row]) -> Section
     for item in not_run:
         rows.append([f"{item.get('arm')}, {item.get('protocol')}", f"not run: {item.get('why')}"])
     table = Table("The runs that these tables rest on.", ["Run", "Report"], rows, frozenset({1}))
-    return Section("runs", "Single runs", [table])
+    notes = [
+        Paragraph(f"Left out, since it is about data of other classes: {name}.", "quiet")
+        for name in left_out
+    ]
+    return Section("runs", "Single runs", [table, *notes])

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from leukoscope import files
 from leukoscope.errors import InputError
+from leukoscope.recipes.published import Measured
 
 _REWRITE = "Write the file anew, or remove it to get the report without it."
 
@@ -68,11 +69,24 @@ class Run:
         return bool(self.index.get("synthetic"))
 
     @property
-    def published(self) -> dict[str, float]:
-        """The paper's figures for this arm, by dotted metric name, as fractions."""
+    def published(self) -> list[dict[str, Any]]:
+        """The paper's tables that state figures for this arm: {title, classes, figures}; figures
+        by dotted path, shares as fractions."""
         tables = self.recipe.get("published")
-        table = tables.get(self.arm) if isinstance(tables, Mapping) else None
-        return _flat(table) if isinstance(table, Mapping) else {}
+        found = []
+        for table in tables if isinstance(tables, list) else ():
+            figures = table.get("figures") if isinstance(table, Mapping) else None
+            own = figures.get(self.arm) if isinstance(figures, Mapping) else None
+            if isinstance(own, Mapping):
+                classes = table.get("classes")
+                known = {"title": str(table.get("title") or "The paper"), "figures": _flat(own)}
+                found.append(known | {"classes": classes if isinstance(classes, int) else 0})
+        return found
+
+    @property
+    def measured(self) -> Measured:
+        """What the run measured, to be looked up by the dotted paths of `published`."""
+        return Measured(self.metrics, self.history, self.environment)
 
     @property
     def root(self) -> Path | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 # Metrics that are no share of anything: written as plain decimals.
 DECIMALS = frozenset({"cohen_kappa", "mcc", "roc_auc", "roc_auc_ovr", "log_loss", "brier", "loss"})
@@ -30,15 +29,34 @@ Interval = Sequence[float | None] | None
 
 
 def title(metric: str) -> str:
-    """A metric's name for readers: `macro_recall` is "Macro recall"."""
+    """A metric's name for readers: `macro_recall` is "Macro recall"; dotted paths as
+    recipes.schema.PublishedTable has them."""
+    place, _, inner = metric.partition(".")
+    if place in ("validation", "patient_level") and inner:
+        return f"{title(inner)} {'on validation' if place == 'validation' else 'by patient'}"
+    if place in ("phases", "history") and inner:
+        which, _, inner = inner.partition(".")
+        return f"{title(inner)} {'after phase' if place == 'phases' else 'in epoch'} {which}"
+    if place == "folds" and inner:
+        inner, _, which = inner.rpartition(".")
+        return f"{title(inner)}, {which} over the folds"
+    if metric == "environment.seconds":
+        return "Training time"
     head, _, last = metric.rpartition(".")
     name = TITLES.get(last, last.replace("_", " ").capitalize())
     return f"{head.removeprefix('per_class.')}: {name}" if head else name
 
 
+def is_time(metric: str) -> bool:
+    """Whether the metric is a number of seconds."""
+    return metric.rpartition(".")[2] == "seconds"
+
+
 def is_decimal(metric: str) -> bool:
     """Whether the metric is written as a decimal rather than as a percentage."""
-    return metric.rpartition(".")[2].removeprefix("validation_") in DECIMALS
+    if metric.startswith("folds."):
+        metric = metric.removeprefix("folds.").rpartition(".")[0]
+    return is_time(metric) or metric.rpartition(".")[2].removeprefix("validation_") in DECIMALS
 
 
 def number(value: object) -> float | None:
@@ -64,6 +82,8 @@ def points(share: float) -> str:
 
 def plain(metric: str, value: float) -> str:
     """One value in its metric's own unit, without an interval."""
+    if is_time(metric):
+        return f"{value:,.0f} s"
     return f"{value:.3f}".replace("-", "−") if is_decimal(metric) else percent(value)
 
 
@@ -83,6 +103,8 @@ def measured(metric: str, value: float, limits: Interval = None) -> str:
 
 def difference(metric: str, value: float, limits: Interval = None) -> str:
     """A signed difference with its interval: "+3.1 points [−0.4, 6.5]"."""
+    if is_time(metric):
+        return f"{value:+,.0f} s".replace("-", "−")
     text = f"{value:+.3f}".replace("-", "−") if is_decimal(metric) else _signed_points(value)
     return f"{text} {interval(metric, limits)}".rstrip()
 
@@ -104,17 +126,6 @@ def estimate(item: object) -> tuple[float | None, Interval]:
         value = number(item.get("value", item.get("accuracy")))
         return value, (item.get("low"), item.get("high"))
     return number(item), None
-
-
-def lookup(metrics: Mapping[str, Any], name: str) -> float | None:
-    """The number under a dotted name (`per_class.NPM1.recall`), whose class may hold dots."""
-    if name in metrics:
-        return number(metrics[name])
-    kind, _, rest = name.partition(".")
-    inner, _, last = rest.rpartition(".")
-    found = metrics.get(kind)
-    row = found.get(inner) if isinstance(found, Mapping) else None
-    return number(row.get(last)) if isinstance(row, Mapping) else None
 
 
 def count(n: int, noun: str) -> str:

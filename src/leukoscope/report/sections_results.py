@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ import pandas as pd
 
 from leukoscope.data.datasets import datasets
 from leukoscope.evaluate.metrics import SCALARS
+from leukoscope.recipes.published import applying
 from leukoscope.report import figures
 from leukoscope.report.inputs import Run
 from leukoscope.report.numbers import (
     bounds,
     count,
     difference,
+    estimate,
     listing,
-    lookup,
     measured,
     number,
     percent,
@@ -26,6 +27,7 @@ from leukoscope.report.numbers import (
     title,
 )
 from leukoscope.report.page import Block, Cell, List, Missing, Paragraph, Plot, Section, Table
+from leukoscope.report.sections_paper import shown
 
 PER_CLASS = ("precision", "recall", "specificity", "f1", "ovr_accuracy", "roc_auc")
 MOST_CONFUSIONS = 3
@@ -44,7 +46,7 @@ def limits(run: Run, metric: str) -> Any:
 
 def value(run: Run, metric: str) -> Cell | str:
     """One of the run's own metrics with its interval."""
-    found = lookup(run.metrics, metric)
+    found = number(run.metrics.get(metric))
     return undefined(run, metric) if found is None else measured(metric, found, limits(run, metric))
 
 
@@ -210,52 +212,47 @@ def _classes_say(table: Mapping[str, Any]) -> str:
 def published(run: Run) -> Section:
     """The paper's figures for this arm beside those measured here."""
     name = "Measured beside published"
-    if not run.published:
+    tables, remark = applying(run.published, len(run.classes))
+    if not tables:
         arm = f" for the arm {run.arm!r}" if run.arm else ""
-        text = f"The recipe names no published figure{arm}; add a table to the recipe:"
-        return Section("published", name, [Missing(text, f"[published.{run.arm or 'ARM'}]")])
-    rows: list[list[Cell | str]] = []
-    for metric, theirs in run.published.items():
-        mine = own_metric(metric)
-        ours = lookup(run.metrics, mine)
-        ends = limits(run, mine)
-        if ours is None:
-            absent = (
-                "not measured in this run"
-                if mine not in (run.metrics.get("undefined") or {})
-                else ""
-            )
-            cell = Cell("undefined", absent) if absent else undefined(run, mine)
-            rows.append(
-                [title(metric), plain(metric, theirs), cell, Cell("undefined", cell.reason)]
-            )
-            continue
-        low, high = bounds(ends)
-        shift = None if low is None or high is None else [low - theirs, high - theirs]
-        cells = [
-            plain(metric, theirs),
-            measured(mine, ours, ends),
-            difference(mine, ours - theirs, shift),
-        ]
-        rows.append([title(metric), *cells])
+        text = f"The recipe names no published figure{arm}"
+        if run.published:
+            text += f" on data of {count(len(run.classes), 'class')}"
+        command = f"[[published]] with [published.figures.{run.arm or 'ARM'}]"
+        return Section("published", name, [Missing(f"{text}; add a table to the recipe:", command)])
     head = ["Metric", "Published", "Measured here", "Difference"]
-    blocks: list[Block] = [Table(_published_says(run), head, rows), Paragraph(_data_sets(run))]
+    blocks: list[Block] = [Paragraph(_published_says(run, tables))]
+    for table in tables:
+        rows = [_beside_paper(run, metric, theirs) for metric, theirs in table["figures"].items()]
+        blocks.append(Table(f"{table['title']}; the intervals are those of this run.", head, rows))
+    blocks.append(Paragraph(remark or _data_sets(run)))
     traps = [str(trap) for trap in run.recipe.get("traps") or []]
     if traps:
         blocks += [Paragraph("To know about the published figures:"), List(traps)]
     return Section("published", name, blocks)
 
 
-def own_metric(published_name: str) -> str:
-    """The metric of metrics.json that a paper's figure corresponds to."""
-    return published_name.removeprefix("validation_").removeprefix("test_")
+def _beside_paper(run: Run, metric: str, theirs: float) -> list[Cell | str]:
+    found = run.measured.lookup(metric)
+    ours, ends = estimate(found)
+    if ours is None:
+        return [title(metric), plain(metric, theirs), shown(metric, found), shown(metric, found)]
+    low, high = bounds(ends)
+    shift = None if low is None or high is None else [low - theirs, high - theirs]
+    return [
+        title(metric),
+        plain(metric, theirs),
+        measured(metric, ours, ends),
+        difference(metric, ours - theirs, shift),
+    ]
 
 
-def _published_says(run: Run) -> str:
-    theirs = run.published.get("accuracy", run.published.get("validation_accuracy"))
+def _published_says(run: Run, tables: Sequence[Mapping[str, Any]]) -> str:
+    stated = (table["figures"].get("accuracy") for table in tables)
+    theirs = next((figure for figure in stated if figure is not None), None)
     ours = number(run.metrics.get("accuracy"))
     if theirs is None or ours is None:
-        return "The paper's figures as it states them; the intervals are those of this run."
+        return "The paper's figures as it states them."
     low, high = bounds(limits(run, "accuracy"))
     side = "above" if ours > theirs else "below"
     text = f"Accuracy here is {points(ours - theirs)} {side} the published figure"
