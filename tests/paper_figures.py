@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Figures = dict[str, float]
+Tables = dict[str, dict[str, Figures]]
 
 AML = ("CBFB_MYH11", "control", "NPM1", "PML_RARA", "RUNX1_RUNX1T1")
 BLASTS = ("Benign", "Pre-B", "Pro-B", "Early Pre-B")
@@ -54,7 +55,7 @@ DENSENET = ((97, 89, 93), (92, 93, 93), (92, 91, 92), (95, 93, 94), (85, 96, 90)
 VIT = ((93, 68, 78), (97, 78, 87), (79, 86, 82), (83, 86, 84), (68, 91, 77))
 CONVNEXT_AUC = (0.9972, 0.9976, 0.9936, 0.9970, 0.9925)
 ABLATION = "validation.accuracy accuracy macro_precision macro_recall macro_f1"
-CONVNEXT_TABLES = {
+CONVNEXT_TABLES: Tables = {
     "AML subtypes by ConvNeXt (the paper's table of performance)": {
         "convnext-base": overall("accuracy", 95)
         | by_class(AML, PRF, CONVNEXT)
@@ -104,7 +105,7 @@ FIVE_CLASSES = {
 }
 FOREST_ERRORS = (12.03, 11.92, 11.98, 11.95, 12.03)
 INCEPTION_ERRORS = (4.31, 4.62, 4.58, 4.68, 4.20)
-LOGMH_TABLES = {
+LOGMH_TABLES: Tables = {
     "Binary classifiers, ALL against healthy (table 1)": BINARY,
     "Five-class classifiers (table 2)": FIVE_CLASSES,
     "Each class by Inception-ResNet, binary (text to figure 12)": {
@@ -129,7 +130,7 @@ SEGMENTED_1 = ((82.56, 92.21, 87.12), (83.93, 97.92, 90.38), (99.02, 84.17, 90.9
 RAW_1 = ((84.29, 76.62, 80.27), (68.27, 98.61, 80.68), (100, 61.67, 76.29), (86.76, 80.27, 83.39))
 SEGMENTED_2 = ((90, 99, 94), (97, 97, 97), (99, 99, 99), (98, 93, 95))
 RAW_2 = ((87, 90, 88), (96, 99, 97), (99, 96, 97), (94, 93, 94))
-OTSU_TABLES = {
+OTSU_TABLES: Tables = {
     "Test part after fine-tuning (tables 4 and 7)": {
         "segmented": overall(AVERAGES, 97, 96, 97, 97, 97)
         | {"log_loss": 0.0974}
@@ -173,7 +174,7 @@ HISTORY = (
     (93.31, 0.1812, 93.55, 0.1958),
     (92.97, 0.1913, 94.42, 0.1701),
 )
-LIGHTWEIGHT_TABLES = {
+LIGHTWEIGHT_TABLES: Tables = {
     "MobileNetV2 on the validation part (abstract)": {
         "mobilenetv2": overall("accuracy macro_precision macro_recall macro_f1 macro_specificity",
                                94.42, 95.8, 95.6, 95.6, 98.5)
@@ -226,7 +227,7 @@ STEPS = {
     "plus-oversampling": (83.10, 93.80, 94.02, 95.25, 94.52),
 }
 HYBRID_AUC = (0.94, 0.98, 0.97, 0.96, 0.93)
-HYBRID_TABLES = {
+HYBRID_TABLES: Tables = {
     "Hybrid model, by class and overall (table 5)": {
         "hybrid": overall(MEANS, *HYBRID_MEANS) | by_class(AML, FIVE, HYBRID),
     },
@@ -254,7 +255,7 @@ HYBRID_TABLES = {
     },
 }  # fmt: skip
 
-TABLES: dict[str, dict[str, dict[str, Figures]]] = {
+TABLES: dict[str, Tables] = {
     "convnext-aml": CONVNEXT_TABLES,
     "logmh-transfer": LOGMH_TABLES,
     "otsu-efficientnet": OTSU_TABLES,

@@ -176,9 +176,11 @@ def test_otsu_counts_give_the_table_with_the_missing_image_in_early_pre_b() -> N
         (paper.RAW_2, (94, 94, 94)),
     ],
 )
-def test_otsu_macro_averages_are_means(rows: object, averages: tuple[float, ...]) -> None:
+def test_otsu_macro_averages_are_means(
+    rows: tuple[tuple[float, ...], ...], averages: tuple[float, ...]
+) -> None:
     slack = 0.011 if averages[0] % 1 else 1.0
-    assert np.mean(rows, axis=0) == pytest.approx(averages, abs=slack)  # type: ignore[arg-type]
+    assert np.mean(rows, axis=0) == pytest.approx(averages, abs=slack)
 
 
 def test_lightweight_figures_that_do_not_agree_on_balanced_classes() -> None:
