@@ -81,9 +81,11 @@ def drawn(stem: str, rows: Sequence[tuple[str, Row]], alt: str, caption: str) ->
         return []
     decimal = is_decimal(rows[0][1]["metric"])
     rows = [(name, row) for name, row in rows if is_decimal(row["metric"]) == decimal]
+    if len(rows) > MOST_DRAWN:
+        return []
     kinds = [key for key in KINDS if any(estimate(row.get(key))[0] is not None for _, row in rows)]
     data = []
-    for name, row in rows[:MOST_DRAWN]:
+    for name, row in rows:
         for key in kinds:
             value, limits = estimate(row.get(key))
             data.append((name, KINDS[key], value, *bounds(limits)))

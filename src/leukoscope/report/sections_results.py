@@ -166,7 +166,46 @@ def classes(run: Run) -> Section:
     if run.metrics.get("level") == "patient":
         overall = Table(f"Overall, on {count(run.metrics.get('n') or 0, 'patient')}.", head, rows)
     notes: list[Block] = [Paragraph(str(note), "quiet") for note in run.metrics.get("notes") or []]
-    return Section("classes", "Figures overall and by class", [overall, *notes, *_per_class(run)])
+    return Section(
+        "classes", "Figures overall and by class", [overall, *notes, *_parts(run), *_per_class(run)]
+    )
+
+
+def _parts(run: Run) -> list[Block]:
+    """Accuracy and macro F1 by patient, on validation, after each phase and over the folds."""
+    shown_metrics = ("accuracy", "macro_f1")
+    parts = {
+        "By patient": run.metrics.get("patient_level"),
+        "On validation": run.metrics.get("validation"),
+    }
+    for phase, found in (run.metrics.get("phases") or {}).items():
+        parts[f"After phase {phase}"] = found
+    rows: list[list[Cell | str]] = []
+    for name, found in parts.items():
+        if isinstance(found, Mapping):
+            inner = Run(run.folder, dict(found))
+            unit = "patient" if found.get("level") == "patient" else "image"
+            figures_of = [value(inner, metric) for metric in shown_metrics]
+            rows.append([name, count(found.get("n") or 0, unit), *figures_of])
+    folds = run.metrics.get("folds") or {}
+    known = [folds[m] for m in shown_metrics if m in folds]
+    if known:
+        spread = [_spread(found) for found in known]
+        rows.append(
+            ["Mean and standard deviation", count(len(known[0]["values"]), "fold"), *spread]
+        )
+    if not rows:
+        return []
+    caption = "The same figures counted otherwise; a patient's answer is its mean probability's."
+    return [Table(caption, ["Part", "Number", *map(title, shown_metrics)], rows, frozenset({1}))]
+
+
+def _spread(found: Mapping[str, Any]) -> Cell | str:
+    """Mean and standard deviation over folds."""
+    mean, sd = number(found.get("mean")), number(found.get("sd"))
+    if mean is None:
+        return Cell("undefined", "it is defined in no fold")
+    return percent(mean) if sd is None else f"{percent(mean)} ± {percent(sd)}"
 
 
 def _per_class(run: Run) -> list[Block]:
