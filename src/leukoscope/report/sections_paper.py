@@ -222,7 +222,7 @@ def _repeated(tests: Sequence[Row]) -> list[Block]:
             notes.append(Paragraph(f"{pair}, {kind}: {test['note']}", "quiet"))
     if not rows:
         return []
-    caption = "The paper's tests, repeated; in brackets the images that only one of the two got."
+    caption = "The paper's tests, repeated; in brackets what only one of the two got right."
     return [Table(caption, ["Test", *HEAD], rows), *notes]
 
 
@@ -269,7 +269,7 @@ def ablation(study: Row) -> Section:
     blocks.append(Table(caption, ["Effect", *HEAD], effects))
     if steps:
         caption = (
-            "McNemar's test of each step; in brackets the images that only one of the two got."
+            "McNemar's test of each step; in brackets what only one of the two got right."
         )
         tests = [_tested(effect) for effect in study["effects"]]
         blocks.append(Table(caption, ["Step", *HEAD[1:]], tests))
