@@ -21,9 +21,11 @@ from leukoscope.models import weights as model_weights
 from leukoscope.models.backbones import (
     ConvolutionalNetwork,
     Enlarging,
+    adaptive_mean,
     backbones,
     build_backbone,
     check_architecture,
+    cubic_resampling,
 )
 from leukoscope.models.classifier import Deployed, build, build_head, head_gradient, seeded
 from leukoscope.models.graph import classifier_graph, session_of
@@ -103,6 +105,37 @@ def test_the_2012_network_is_that_of_its_paper() -> None:
         near = float(squares[max(0, i - 2) : i + 3].sum())
         expected = float(activity[0, i]) / (2 + 1e-4 * near) ** 0.75
         assert float(normalised[0, i]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (48, 80)])
+def test_a_vits_map_is_its_class_token(size: tuple[int, int]) -> None:
+    backbone, _ = build_backbone("vit_tiny_patch16_224", NONE)
+    images = torch.rand(2, 3, *size)
+    with torch.inference_mode():
+        expected = backbone.eval().network.forward_features(images)[:, 0]
+        assert torch.allclose(backbone(images)[:, :, 0, 0], expected, atol=1e-4)
+
+
+def test_transformers_of_other_kinds_are_refused() -> None:
+    with torch.device("meta"), pytest.raises(InputError, match="without one class token"):
+        build_backbone("vit_base_patch16_gap_224", NONE)
+
+
+@pytest.mark.parametrize(("before", "after"), [(14, 4), (14, 3), (14, 24), (7, 7)])
+def test_resampling_is_torchs(before: int, after: int) -> None:
+    line = torch.rand(1, 1, 1, before)
+    expected = torch.nn.functional.interpolate(
+        line, (1, after), mode="bicubic", antialias=True, align_corners=False
+    )
+    found = cubic_resampling(before, after) @ line.flatten().numpy()
+    np.testing.assert_allclose(found, expected.flatten(), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (10, 7), (14, 9)])
+def test_adaptive_means_are_torchs(size: tuple[int, int]) -> None:
+    maps = torch.rand(2, 3, *size)
+    expected = torch.nn.functional.adaptive_avg_pool2d(maps, 7)
+    assert torch.allclose(adaptive_mean(maps, 7), expected, atol=1e-6)
 
 
 def test_a_small_image_is_the_same_enlarged() -> None:

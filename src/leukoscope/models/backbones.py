@@ -15,8 +15,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.nn.functional import interpolate
 
 from leukoscope.compat import import_timm
 from leukoscope.errors import InputError, UnknownNameError
@@ -91,7 +93,7 @@ class FullyConnected(nn.Module):
         At the size a network was made for its own pooling gives this grid; at others an adaptive
         mean brings it to the grid that fc6 takes.
         """
-        return adaptive_avg_pool2d(self.features[-1](last_map), self.grid)
+        return adaptive_mean(self.features[-1](last_map), self.grid)
 
     def fc7(self, last_map: Tensor) -> Tensor:
         """(n, 4096) before the ReLU."""
@@ -103,15 +105,41 @@ class FullyConnected(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """A vision transformer: (n, d, 1, 1), its class token after the last normalisation."""
+    """A vision transformer: (n, d, 1, 1), its class token after the last normalisation.
+
+    Images of other sizes than the network's own make a grid of other sides, to which the position
+    embedding is resampled; what doesn't fill a patch is padded with zeros.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
         self.num_features = int(network.num_features)  # type: ignore[arg-type]
 
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of (n, 3, h, w) images."""
+        down, across = self.network.patch_embed.patch_size
+        return -(-int(images.shape[2]) // down), -(-int(images.shape[3]) // across)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.network.forward_features(images)[:, 0, :, None, None]  # type: ignore[operator]
+        network = self.network
+        patches = network.patch_embed(images).flatten(1, 2)
+        first = network.cls_token.expand(patches.shape[0], -1, -1)
+        tokens = torch.cat([first, patches], dim=1) + self._positions(self.grid(images))
+        tokens = network.blocks(network.norm_pre(network.pos_drop(tokens)))
+        return network.norm(tokens)[:, 0, :, None, None]
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        known = self.network.pos_embed
+        rows, columns = self.network.patch_embed.grid_size
+        if (rows, columns) == grid:
+            return known
+        down, across = (
+            torch.from_numpy(cubic_resampling(before, after)).to(known)
+            for before, after in ((rows, grid[0]), (columns, grid[1]))
+        )
+        patches = (down @ known[0, 1:].reshape(rows, -1)).reshape(grid[0], columns, -1)
+        return torch.cat([known[:, :1], (across @ patches).reshape(1, grid[0] * grid[1], -1)], 1)
 
 
 class Enlarging(nn.Module):
@@ -134,6 +162,39 @@ def enlarged(images: Tensor, smallest: int) -> Tensor:
     if size == (height, width):
         return images
     return interpolate(images, size, mode="bilinear", align_corners=False)
+
+
+# The two that follow are matrices in place of torch's own operations, since those don't go into an
+# ONNX graph for sides that are no multiples.
+def adaptive_mean(maps: Tensor, side: int) -> Tensor:
+    """(n, d, side, side) of (n, d, h, w) maps, as torch's `adaptive_avg_pool2d`."""
+    height, width = int(maps.shape[2]), int(maps.shape[3])
+    if (height, width) == (side, side):
+        return maps
+    down, across = (torch.from_numpy(_windows(n, side)).to(maps) for n in (height, width))
+    return down @ maps @ across.T
+
+
+def _windows(before: int, after: int) -> np.ndarray:
+    """(after, before) weights of the mean over each of `after` windows, float32."""
+    place = np.arange(before)
+    low = np.arange(after)[:, None] * before // after
+    high = -(-(np.arange(after)[:, None] + 1) * before // after)
+    inside = (low <= place) & (place < high)
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def cubic_resampling(before: int, after: int) -> np.ndarray:
+    """(after, before) weights of cubic convolution (Keys 1981, a = -1/2), float32.
+
+    Made wider by the scale where it makes smaller, as in `interpolate(..., antialias=True)`.
+    """
+    scale = before / after
+    centre = (np.arange(after)[:, None] + 0.5) * scale - 0.5
+    x = np.abs(np.arange(before) - centre) / max(scale, 1)
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 backbones.register("cnn")(ConvolutionalNetwork)
@@ -254,10 +315,23 @@ def _timm(name: str, weights: Weights) -> nn.Module:
         layers = network.pre_logits
         classifier = _fully_connected(_linear(layers.fc1), _linear(layers.fc2))
         return FullyConnected(network.features, 7, classifier, smallest=32)
-    if isinstance(network, models.VisionTransformer) and network.has_class_token:
+    if isinstance(network, models.VisionTransformer):
+        _check_tokens(name, network)
         return ClassToken(network)
     smallest = SMALLEST.get(base_name(name))
     return Enlarging(network, smallest) if smallest else network
+
+
+def _check_tokens(name: str, network: Any) -> None:
+    """InputError unless tokens are those of Dosovitskiy et al. 2021, as ClassToken runs them."""
+    embedded = network.pos_embed
+    whole = 1 + network.patch_embed.num_patches
+    if network.cls_token is None or embedded is None or embedded.shape[1] != whole:
+        raise InputError(
+            f"{name} is a transformer without one class token among its embedded positions",
+            fix="Choose one that has it, for example vit_base_patch16_224.",
+            field="backbone",
+        )
 
 
 def _linear(convolution: nn.Conv2d) -> nn.Linear:
