@@ -268,9 +268,7 @@ def ablation(study: Row) -> Section:
     effects = [_effect(metric, effect) for effect in study["effects"]]
     blocks.append(Table(caption, ["Effect", *HEAD], effects))
     if steps:
-        caption = (
-            "McNemar's test of each step; in brackets what only one of the two got right."
-        )
+        caption = "McNemar's test of each step; in brackets what only one of the two got right."
         tests = [_tested(effect) for effect in study["effects"]]
         blocks.append(Table(caption, ["Step", *HEAD[1:]], tests))
     return Section("ablation", "Ablation", blocks)
