@@ -91,7 +91,7 @@ def fitted(
     kind: type[RetinaNet] | type[CenterNet], images: Tensor, boxes: Tensor
 ) -> tuple[RetinaNet | CenterNet, list[float]]:
     network = tiny(kind).train()
-    steps = 110
+    steps = 80
     optimizer = torch.optim.Adam(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     losses = []
@@ -119,7 +119,7 @@ def test_the_box_branch_learns_where_the_cell_is(
         found = network.predicted_boxes(network.with_boxes(images)[1])
         others, theirs = cells(32, seed=1)
         unseen = network.predicted_boxes(network.with_boxes(others)[1])
-    assert overlap(found, boxes).mean() > 0.8
+    assert overlap(found, boxes).mean() > 0.75
     # On images it hasn't seen it finds the cell, which the one best box for all doesn't.
     average = boxes.mean(dim=0).expand_as(theirs)
     assert overlap(unseen, theirs).mean() > 0.5 > overlap(average, theirs).mean() + 0.05

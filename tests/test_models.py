@@ -78,10 +78,9 @@ def test_backbones_take_every_size_from_32_px_and_give_the_width_they_state(name
     assert (width, shapes[224, 224][3]) == NETWORKS[name]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "alexnet_2012"])
-def test_networks_whose_map_is_a_point_are_deployed_like_the_others(name: str) -> None:
-    classifier = build(name, HEAD, 3, NONE, seed=0).eval()
-    graph = classifier_graph(classifier, (48, 48), OUTPUTS)  # which checks that both give the same
+def test_networks_whose_map_is_a_point_are_deployed_like_the_others() -> None:
+    classifier = build("vit_tiny_patch16_224", HEAD, 3, NONE, seed=0).eval()
+    graph = classifier_graph(classifier, (48, 48), OUTPUTS)  # checks that both give the same
     images = np.zeros((2, 3, 48, 48), np.float32)
     logits, features, feature_map, _ = session_of(graph).run(None, {"images": images})
     assert logits.shape == (2, 3)

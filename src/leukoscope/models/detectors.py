@@ -37,7 +37,7 @@ class Detector(Protocol):
         """The feature map and the outputs of the box branches, from one pass."""
 
     def box_loss(self, branches: Any, boxes: Tensor) -> Tensor:
-        """The mean loss of the images whose box is known, a scalar; 0 where there are none."""
+        """The loss of the images whose box is known, a scalar; 0 where there are none."""
 
     def predicted_boxes(self, branches: Any) -> Tensor:
         """(n, 4) boxes of the images' cells, in the form that `box_loss` takes."""
