@@ -105,6 +105,24 @@ def test_black_corners_of_the_field_stop_are_no_nuclei(benchmark: ModuleType) ->
     assert benchmark.dice(mask > 0, truth > 0) >= 0.9
 
 
+def test_a_cell_cut_out_on_black_keeps_its_nucleus(benchmark: ModuleType) -> None:
+    image, truth = smear(300, [(0.5, 0.5, 0.12)])
+    cell = np.zeros(truth.shape, np.uint8)
+    cv2.circle(cell, (150, 150), 50, 1, -1)
+    mask = segment(image * cell[:, :, None])
+    assert benchmark.dice(mask > 0, truth > 0) >= 0.93
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_turned_or_mirrored_image_has_the_turned_mask(benchmark: ModuleType, turns: int) -> None:
+    image, _ = smear(300, [(0.3, 0.4, 0.1), (0.7, 0.6, 0.08)])
+    mask = segment(image)
+    turned = segment(np.ascontiguousarray(np.rot90(image, turns)))
+    assert benchmark.dice(np.rot90(turned, -turns) > 0, mask > 0) >= 0.99
+    mirrored = segment(np.ascontiguousarray(image[:, ::-1]))
+    assert benchmark.dice(mirrored[:, ::-1] > 0, mask > 0) >= 0.99
+
+
 def test_dark_cytoplasm_is_no_nucleus(benchmark: ModuleType) -> None:
     image, truth = smear(240, [(0.5, 0.5, 0.15)])
     cell = np.zeros(truth.shape, np.uint8)
@@ -226,6 +244,25 @@ def test_dice_on_bccd_in_other_colours(bccd: Path, benchmark: ModuleType, shift:
     change = benchmark.SHIFTS[shift]
     values = [benchmark.dice(segment(change(image)) > 0, mask) for image, mask in pairs]
     assert np.median(values) >= 0.9
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("change", ["cut out", "0.25", "2", "120", "640"])
+def test_dice_on_bccd_at_other_sizes_and_cut_out(
+    bccd: Path, benchmark: ModuleType, change: str
+) -> None:
+    """Sizes as fractions of a field or pixels of a single cell; cells on black as in C-NMC."""
+    pairs = [benchmark.load(bccd, stem) for stem in benchmark.names(bccd)[::40]]
+    if change == "cut out":
+        pairs = benchmark.single_cells(pairs)
+        changed = [benchmark.cut_out(pair) for pair in pairs]
+    elif float(change) < 10:
+        changed = [benchmark.scaled(pair, float(change)) for pair in pairs]
+    else:
+        pairs, changed = benchmark.single_cells(pairs), benchmark.single_cells(pairs, int(change))
+    before, after = benchmark.scores(pairs), benchmark.scores(changed)
+    assert np.median(after) >= np.median(before) - 0.02
+    assert np.percentile(after, 10) >= np.percentile(before, 10) - 0.03
 
 
 @pytest.mark.real

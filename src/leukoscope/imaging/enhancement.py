@@ -31,12 +31,17 @@ def resized(
 
 
 def equalised(channel: np.ndarray) -> np.ndarray:
-    """Global histogram equalisation of a uint8 channel (H, W); one of a single level stays."""
+    """Global histogram equalisation of a uint8 channel (H, W); one of a single level stays.
+
+    255 (C(v) - C(lowest)) / (1 - C(lowest)) with C the cumulative histogram (Gonzalez & Woods,
+    Digital Image Processing, section 3.3).
+    """
     return cv2.equalizeHist(channel)
 
 
 def contrast_limited(channel: np.ndarray, clip: float, tiles: int) -> np.ndarray:
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of uint8 (H, W).
+    """Contrast-limited adaptive histogram equalisation of uint8 (H, W) (Zuiderveld, Graphics Gems
+    IV, 1994): tiles are equalised with clipped histograms and interpolated bilinearly.
 
     `clip` is the limit in multiples of a uniform histogram's count, `tiles` the number of tiles
     along each axis (fewer where the image has fewer pixels).

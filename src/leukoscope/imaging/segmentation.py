@@ -50,7 +50,8 @@ def segment(
 def otsu(channel: np.ndarray, polarity: Polarity = "dark", kernel: int = 5) -> np.ndarray:
     """Otsu's threshold of a uint8 channel (H, W), then closing by an ellipse: mask 0/255.
 
-    Recipe 3: one dilation and one erosion by an elliptical structuring element of `kernel` pixels.
+    Recipe 3 (Audina et al. 2026): the threshold with the largest variance between the classes (Otsu
+    1979), then one dilation and one erosion by an elliptical element of `kernel` pixels.
     The paper takes the brighter pixels; in a bright-field smear these are the background, so that
     the default is `dark`, as its figures show.
     """
@@ -68,8 +69,9 @@ def hsv(
 ) -> np.ndarray:
     """Pixels of uint8 RGB (H, W, 3) within thresholds of hue, saturation and value: mask 0/255.
 
-    Recipe 5, whose text gives no thresholds. Hue in OpenCV's half degrees (0..179), 110 to 175 is
-    the blue to magenta of Romanowsky stains; a range may run over 179 (hue_low > hue_high).
+    Recipe 5 (Patel et al. 2025), whose text gives no thresholds; HSV after Smith 1978. Hue in
+    OpenCV's half degrees (0..179), 110 to 175 is the blue to magenta of Romanowsky stains; a range
+    may run over 179 (hue_low > hue_high).
     Without `saturation_low` its threshold is Otsu's for the image.
     """
     hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
@@ -122,17 +124,29 @@ def nuclear_dye(image: np.ndarray, background: np.ndarray | None = None) -> np.n
     table = np.clip(1 - np.arange(256)[:, None] / light, 0, 1).astype(np.float32)
     absorptance = cv2.LUT(image, table.reshape(1, 256, 3))
     dye = np.maximum(cv2.transform(absorptance, np.array([[1, 1, -1.25]], np.float32)), 0)
-    black = opaque(image, light)
-    if black.mean() > 0.005:
-        # Its blurred rim is grey, which looks like dye.
-        rim = max(1, round(0.01 * max(black.shape)))
-        kernel = np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)
-        dye[cv2.dilate(black.astype(np.uint8), kernel) > 0] = 0
+    dye[_black(image, light)] = 0
     return dye
+
+
+def _black(image: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Where the image is `opaque` or may be a black area's blurred rim, whose grey looks like dye.
+
+    Single black pixels have no rim.
+    """
+    black = opaque(image, light)
+    if black.mean() <= 0.005:
+        return black
+    rim = max(1, round(0.01 * max(black.shape)))
+    kernel = np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)
+    return cv2.dilate(black.astype(np.uint8), kernel) > 0
 
 
 def _nucleus(image: np.ndarray) -> np.ndarray:
     light = background_colour(image)
+    black = _black(image, light)
+    if black.any():
+        # Nothing is known of what lies there; it passes for glass.
+        image = np.where(black[:, :, None], np.rint(light).astype(np.uint8), image)
     dye = nuclear_dye(image, light)
     coarse = _smooth(dye, 0.005 * max(image.shape[:2]))
     threshold = _nuclear_threshold(coarse)
