@@ -238,6 +238,54 @@ def test_golden_pixels() -> None:
     assert (turned * 16).tolist() == [[1, 3], [0, 2]]
 
 
+# Mean and three values of each operation's view of one synthetic image of 12 x 16 pixels.
+GOLDENS: dict[str, list[float]] = {
+    "brightness": [0.641, 0.523, 0.637, 0.796],
+    "channel_gain": [0.559, 0.485, 0.497, 0.708],
+    "colour_jitter": [0.637, 0.559, 0.626, 0.76],
+    "contrast": [0.555, 0.437, 0.551, 0.71],
+    "elastic": [0.556, 0.435, 0.457, 0.636],
+    "gaussian_blur": [0.548, 0.469, 0.532, 0.669],
+    "gaussian_noise": [0.548, 0.476, 0.501, 0.695],
+    "horizontal_flip": [0.549, 0.622, 0.309, 0.675],
+    "hue": [0.554, 0.527, 0.534, 0.676],
+    "pad": [0.53, 0.493, 0.465, 0.685],
+    "random_crop": [0.551, 0.444, 0.559, 0.679],
+    "random_resized_crop": [0.557, 0.445, 0.575, 0.681],
+    "reflect": [0.549, 0.622, 0.309, 0.675],
+    "rotate": [0.554, 0.512, 0.592, 0.677],
+    "saturation": [0.555, 0.456, 0.545, 0.683],
+    "scale": [0.56, 0.436, 0.573, 0.68],
+    "sharpness": [0.549, 0.445, 0.547, 0.683],
+    "translate": [0.545, 0.418, 0.602, 0.629],
+    "vertical_flip": [0.549, 0.617, 0.429, 0.646],
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_goldens(name: str) -> None:
+    view = one(smooth_images(1, 12, 16)[0], name)
+    found = [view.mean(), view[2, 3, 0], view[9, 12, 1], view[5, 8, 2]]
+    assert found == pytest.approx(GOLDENS[name], abs=2e-3)
+
+
+def test_random_reflection_is_one_of_four_exact_ones_equally_often() -> None:
+    images = smooth_images(1, 8, 10).expand(400, -1, -1, -1)
+    array = as_array(images[0])
+    wanted = [array, array[::-1], array[:, ::-1], array[::-1, ::-1]]
+    found = [as_array(view) for view in views(images, [{"operation": "reflect"}])]
+    counts = [sum(np.array_equal(view, one_of) for view in found) for one_of in wanted]
+    assert sum(counts) == 400 and min(counts) > 70
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU: batches on a device not checked")
+def test_views_are_made_on_the_images_device() -> None:
+    images = smooth_images()
+    on_device = views(images.cuda(), MIXED)
+    assert on_device.is_cuda
+    torch.testing.assert_close(on_device.cpu(), views(images, MIXED), atol=1e-3, rtol=0)
+
+
 FILL_MODES = {"reflect": "reflect", "edge": "nearest", "black": "grid-constant"}
 
 
