@@ -15,8 +15,9 @@ from scipy import ndimage
 from skimage import color, exposure, filters, transform
 
 from leukoscope.errors import InputError, UnknownNameError
-from leukoscope.imaging import colour, enhancement, pipeline, segmentation
+from leukoscope.imaging import colour, enhancement, segmentation
 from leukoscope.imaging.pipeline import apply, check, transforms
+from leukoscope.registry import keyword_parameters
 
 SHAPES = [(1, 1), (1, 9), (7, 1), (2, 3), (31, 17), (64, 96), (225, 129)]
 
@@ -52,7 +53,7 @@ def test_every_transform_keeps_the_contract(name: str, shape: tuple[int, int]) -
 
 @pytest.mark.parametrize("name", transforms)
 def test_every_setting_has_a_default_that_passes(name: str) -> None:
-    defaults = pipeline.defaults(name)
+    defaults = {key: p.default for key, p in keyword_parameters(transforms[name]).items()}
     check([{"step": name, **defaults}])
     for key in defaults:
         with pytest.raises(InputError, match=key):

@@ -71,11 +71,6 @@ def require_rgb(image: np.ndarray) -> None:
     )
 
 
-def defaults(name: str) -> dict[str, Any]:
-    """The settings of the transform `name` with their defaults."""
-    return {key: p.default for key, p in keyword_parameters(transforms[name]).items()}
-
-
 def _settings(step: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in step.items() if key != "step"}
 

@@ -69,11 +69,15 @@ def quality(image: np.ndarray) -> dict[str, float | None]:
     # Noise is no stain.
     smooth = cv2.GaussianBlur(small, (0, 0), max(0.5, 0.01 * max(height, width)))
     clear = seen & ~black
-    absorbs = (smooth < 0.9 * light).any(axis=2) & clear
+    levels = zip(cv2.split(smooth), 0.9 * light, strict=True)
+    absorbs = np.logical_or.reduce([channel < level for channel, level in levels]) & clear
+    red, green, blue = cv2.split(small)
     return {
         "blur": _blur(small, clear),
         "background": float(light @ (0.299, 0.587, 0.114)),
-        "clipped": _share(small.max(axis=2) == 255, absorbs if absorbs.any() else seen),
+        "clipped": _share(
+            cv2.max(cv2.max(red, green), blue) == 255, absorbs if absorbs.any() else seen
+        ),
         "contrast": _contrast(small, clear, light),
         "saturation": _saturation(small, clear),
         "debris": _share(black, seen),
