@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from commands import Made, make
+pytest.register_assert_rewrite("arms")
+
+from commands import Made, make  # noqa: E402
 
 # Before torch is loaded, for several test processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from leukoscope.recipes.protocols import image_split, sample_table, scored_role
 from leukoscope.recipes.schema import Protocol, Recipe
 from leukoscope.train.cache import ArrayCache
 from leukoscope.train.views import ImageFile, ViewSettings
+
+_SAMPLE = 7  # the name by which the choice of images fans out of the seed
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def prepare(
     """
     starts = starting_weights(plan, weights)
     where = records.choose_device(device)
+    index = at_most(index, plan.images_per_class, plan.seed)
     copies = duplicates.find(index)
     pooled = protocol == "published" and given is None and plan.split.published_unit == "view"
     roles = image_split(index, plan, protocol, given, copies, fold)
@@ -107,6 +110,17 @@ def prepare(
     classes = records.check_labels(index, table)
     return Experiment(plan, protocol, index, roles, table, classes, pooled,
                       _groups(index, copies, table), starts, where, findings)  # fmt: skip
+
+
+def at_most(index: CellIndex, per_class: int, seed: int) -> CellIndex:
+    """The index with at most `per_class` images of each class, drawn at random; 0: all of it."""
+    frame = index.frame
+    if not per_class or frame["label"].value_counts().max() <= per_class:
+        return index
+    order = np.random.default_rng([seed, _SAMPLE]).permutation(len(frame))
+    rank = frame.iloc[order].groupby("label").cumcount().sort_index()
+    kept = frame[(rank < per_class).to_numpy()].reset_index(drop=True)
+    return replace(index, frame=kept)
 
 
 def starting_weights(plan: Recipe, given: str | None) -> list[Weights]:

@@ -14,12 +14,13 @@ from leukoscope.data.tree import find_images
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.explain.gradcam import heat_map, overlay
 from leukoscope.files import write_json
-from leukoscope.imaging.enhancement import resized
+from leukoscope.imaging.enhancement import resize_keep_aspect, resized
 from leukoscope.imaging.pipeline import apply
 from leukoscope.imaging.read import read_image
 from leukoscope.progress import track
 from leukoscope.recipes.judgement import open_reader
 
+TILE = 224  # small inputs are enlarged to about this, px
 Maps = Callable[[np.ndarray], tuple[np.ndarray, list[np.ndarray]]]
 """An image, uint8 RGB, to (k,) probabilities and the predicted class's heat map of each network."""
 
@@ -65,15 +66,13 @@ def explain(source: Path, images: Sequence[str | Path], out: Path) -> list[dict[
 
 
 def _picture(image: np.ndarray, reader: Reader, heats: Sequence[np.ndarray]) -> np.ndarray:
-    """The image beside what each network saw, under its heat map; as high as the larger one."""
+    """The image beside what each network saw, under its heat map, in tiles of one size."""
     seen = apply(image, reader.contract.preprocessing)
-    height = max(image.shape[0], seen.shape[0])
-    tiles = [image, *(overlay(seen, heat) for heat in heats)]
-    return np.hstack([_scaled(tile, height) for tile in tiles])
-
-
-def _scaled(image: np.ndarray, height: int) -> np.ndarray:
-    return resized(image, height, max(1, round(image.shape[1] * height / image.shape[0])))
+    scale = max(1, round(TILE / max(seen.shape[:2])))
+    size = [scale * side for side in seen.shape[:2]]
+    tiles = [resize_keep_aspect(image, size=size, background="white")]
+    tiles += [resized(overlay(seen, heat), *size) for heat in heats]
+    return np.hstack(tiles)
 
 
 def _of_graph(reader: Reader) -> Maps:

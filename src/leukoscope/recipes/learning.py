@@ -6,7 +6,8 @@ that calibration, judgement and export know one kind of model.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from leukoscope.data.balance import class_weights, replicate
+from leukoscope.errors import InputError
+from leukoscope.files import output_folder, to_json, write_text
 from leukoscope.models import classical
 from leukoscope.models.classifier import Classifier, Pooled, build
 from leukoscope.models.features import DeepFeatures, deep_features
-from leukoscope.models.joined import FLOOR
 from leukoscope.models.weights import InputFormat
+from leukoscope.recipes import records
 from leukoscope.recipes.experiment import Experiment
+from leukoscope.recipes.schema import Network
+from leukoscope.train import cache as caches
 from leukoscope.train import checkpoints
 from leukoscope.train.loop import Part, fit, outputs
 from leukoscope.train.samples import FeatureSamples, Samples, feature_samples, pixel_samples
@@ -40,13 +45,14 @@ _BALANCE = 6  # the name by which replication's random numbers fan out of the se
 class Learned:
     """The networks of a run, as its recipe lists them, and the classical model where it has one.
 
-    `size`: height and width of their input in pixels.
+    `size`: height and width of their input in pixels. `notes`: what to say beside the figures.
     """
 
     classifiers: list[Classifier]
     size: tuple[int, int]
     stage: Pipeline | None = None
     samples: Samples | None = None
+    notes: tuple[str, ...] = ()
 
 
 def untrained(job: Experiment) -> list[Classifier]:
@@ -61,8 +67,8 @@ def untrained(job: Experiment) -> list[Classifier]:
 def learn(job: Experiment, classifiers: list[Classifier], run: Path, *, resume: bool) -> Learned:
     """Train what the recipe trains; `run` gets history.csv and checkpoints/.
 
-    Networks that only give features have a folder each in `networks/`; of several, history.csv
-    has a column `network`.
+    Networks that only give features have a folder each in `networks/`, and history.csv a column
+    `network`.
     """
     plan = job.plan
     if not plan.classic:
@@ -73,18 +79,53 @@ def learn(job: Experiment, classifiers: list[Classifier], run: Path, *, resume: 
         folders = []
         for place, (network, classifier) in enumerate(zip(plan.networks, classifiers, strict=True)):
             folders.append(run / "networks" / f"{place + 1}-{network.backbone}")
-            samples = network_samples(job, place, classifier)
-            fit_network(job, place, classifier, samples, folders[-1], resume=resume)
-        _join_histories(job, folders, run)
-    network = joined_networks(
+            fit_once(job, place, classifier, folders[-1], resume=resume)
+        _join_histories(plan.networks, folders, run)
+    joined = joined_networks(
         [(n.backbone, n.layer) for n in plan.networks],
         classifiers,
         [start.input for start in job.starts],
         zscore=plan.features.zscore,
     ).eval()
-    features = deep_features_of(job, network)
-    stage = fit_classical(job, features, network.widths)
-    return Learned(classifiers, features.input_size, stage, features)
+    features = deep_features_of(job, joined)
+    stage, caveat = fit_classical(job, features, joined.widths)
+    notes = (caveat,) if caveat else ()
+    return Learned(classifiers, features.input_size, stage, features, notes)
+
+
+def fit_once(
+    job: Experiment, place: int, classifier: Classifier, folder: Path, *, resume: bool
+) -> None:
+    """`fit_network`, or its result where another arm trained just this network before.
+
+    Arms that differ in the classical model alone share their networks. What is kept lies in the
+    cache, named by the hash of everything that training depends on.
+    """
+    stated = {
+        **records.inputs_of(job),
+        **job.views.key(),
+        "network": job.plan.networks[place].model_dump(),
+        "head": job.plan.model.head,
+        "training": job.plan.training.model_dump(),
+        "balance": job.plan.balance,
+        "online": job.plan.views.online,
+        "classes": job.classes,
+        "device": job.device,
+        "format": caches.FORMAT,
+    }
+    kept = caches.folder() / "networks" / hashlib.sha256(to_json(stated).encode()).hexdigest()[:24]
+    last = f"phase-{len(job.plan.training.stretches)}.safetensors"
+    if (kept / last).is_file() and (kept / "history.csv").is_file():
+        own = classifier if job.plan.training.backbone_learns else classifier.head
+        with contextlib.suppress(InputError):  # damaged: it is trained anew
+            checkpoints.load(kept / last, own)
+            checkpoints.share(kept / "history.csv", output_folder(folder) / "history.csv")
+            return
+    samples = network_samples(job, place, classifier)
+    fit_network(job, place, classifier, samples, folder, resume=resume)
+    output_folder(kept)
+    checkpoints.share(folder / "history.csv", kept / "history.csv")
+    checkpoints.share(folder / "checkpoints" / last, kept / last)
 
 
 def network_samples(job: Experiment, place: int, classifier: Classifier) -> Samples:
@@ -174,17 +215,21 @@ def deep_features_of(job: Experiment, network: DeepFeatures) -> FeatureSamples:
     )
 
 
-def fit_classical(job: Experiment, samples: FeatureSamples, widths: Sequence[int]) -> Pipeline:
-    """The classical model on the training part's features; rows of one patient, picture or image
-    never stand on two sides of its inner splits."""
-    part = training_part(job)
-    return classical.fit(
-        np.array(samples.features[len(job.table) :]), part.labels,
-        job.groups[part.rows].tolist(), widths, job.plan.classical, job.plan.seed,
-    )  # fmt: skip
+def fit_classical(
+    job: Experiment, samples: FeatureSamples, widths: Sequence[int]
+) -> tuple[Pipeline, str | None]:
+    """The classical model on the training part's features, and what to say about it.
+
+    Rows of one patient, picture or image never stand on two sides of its inner splits.
+    """
+    part, settings, seed = training_part(job), job.plan.classical, job.plan.seed
+    groups = job.groups[part.rows].tolist()
+    features = np.array(samples.features[len(job.table) :])
+    stage = classical.fit(features, part.labels, groups, widths, settings, seed)
+    return stage, classical.caveat(part.labels, groups, settings, seed, job.classes)
 
 
-def said(job: Experiment, learned: Learned, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def said(learned: Learned, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """(n, classes) logits and (n, d) features of rows."""
     if learned.stage is None:
         assert learned.samples is not None
@@ -192,7 +237,7 @@ def said(job: Experiment, learned: Learned, rows: np.ndarray) -> tuple[Tensor, T
     assert isinstance(learned.samples, FeatureSamples)
     features = np.array(learned.samples.features[rows])
     probs = classical.probabilities(learned.stage, features)
-    logits = np.log(np.clip(probs, FLOOR, None))
+    logits = np.log(np.clip(probs, classical.FLOOR, None))
     return torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(features)
 
 
@@ -208,16 +253,14 @@ def after_each_phase(job: Experiment, learned: Learned, run: Path) -> dict[str, 
     found = {}
     for number in range(1, len(job.plan.training.stretches) + 1):
         checkpoints.load(run / "checkpoints" / f"phase-{number}.safetensors", kept)
-        found[str(number)] = said(job, learned, job.scored(job.role))[0]
+        found[str(number)] = said(learned, job.scored(job.role))[0]
     return found
 
 
-def _join_histories(job: Experiment, folders: list[Path], run: Path) -> None:
+def _join_histories(networks: Sequence[Network], folders: Sequence[Path], run: Path) -> None:
     frames = [
         pd.read_csv(folder / "history.csv").assign(network=network.backbone)
-        for network, folder in zip(job.plan.networks, folders, strict=True)
+        for network, folder in zip(networks, folders, strict=True)
     ]
-    if len(folders) == 1:
-        shutil.copyfile(folders[0] / "history.csv", run / "history.csv")
-        return
-    pd.concat(frames, ignore_index=True).to_csv(run / "history.csv", index=False)
+    joined = pd.concat(frames, ignore_index=True)
+    write_text(run / "history.csv", joined.to_csv(index=False, lineterminator="\n"))

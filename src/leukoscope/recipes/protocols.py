@@ -7,6 +7,8 @@ its inflation can be measured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
@@ -50,7 +52,7 @@ def image_split(
         {
             "image": cells.frame["image"],
             "fold": 0,
-            "role": _at_random(len(cells.frame), recipe),
+            "role": _stratified(cells.frame["label"], recipe),
         }
     )
 
@@ -139,9 +141,23 @@ def scored_role(table: pd.DataFrame) -> str:
     return "test" if (table["role"] == "test").any() else "validation"
 
 
+def _stratified(labels: pd.Series, recipe: Recipe) -> np.ndarray:
+    """Roles shuffled within each class, regardless of patient and duplicate: the papers' test
+    parts have every class in proportion."""
+    roles = np.empty(len(labels), dtype=object)
+    for name, places in labels.groupby(labels).indices.items():
+        seed = [recipe.seed, 3, *str(name).encode("utf-8", "backslashreplace")]
+        roles[places] = _shuffled(len(places), recipe, seed)
+    return roles
+
+
 def _at_random(n: int, recipe: Recipe) -> np.ndarray:
-    """Roles of n rows, shuffled regardless of patient, duplicate and class, as the papers do."""
+    """Roles of n rows, shuffled regardless of patient, duplicate and class."""
+    return _shuffled(n, recipe, [recipe.seed, 3])
+
+
+def _shuffled(n: int, recipe: Recipe, seed: Sequence[int]) -> np.ndarray:
     shares = splits.ratios(recipe.split.published)
     ends = np.round(np.cumsum(shares) * n).astype(int)
     roles = np.repeat(splits.ROLES, np.diff(ends, prepend=0))
-    return np.random.default_rng([recipe.seed, 3]).permutation(roles)
+    return np.random.default_rng(seed).permutation(roles)

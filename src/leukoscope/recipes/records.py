@@ -171,17 +171,19 @@ def judge(
     said: Mapping[str, tuple[Tensor, Tensor]],
     contract: Contract,
     phases: Mapping[str, Tensor],
+    notes: Sequence[str],
     run: Path,
 ) -> None:
     """Write predictions.parquet and metrics.json; the trivial baselines stand beside.
 
     said: logits and features by role. phases: logits of the scored rows after each phase of
-    training.
+    training. notes: what to say beside the figures.
     """
     frame = predictions(job, said, contract)
     write_parquet(pa.Table.from_pandas(frame, preserve_index=False), run / "predictions.parquet")
     part = frame[frame["role"] == job.role]
     result = {"role": job.role, "protocol": job.protocol, **measure(part, job.classes)}
+    result["notes"] = [*result["notes"], *notes]
     result["baseline"] = baseline(job.index, job.roles, job.role)
     if result["baseline"]["colour_knn"] is None:
         why = "the protocol scores views, and no image has a role of its own"

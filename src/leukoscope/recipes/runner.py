@@ -17,6 +17,7 @@ from leukoscope.imaging.augmentation import check as check_augmentation
 from leukoscope.recipes import crossvalidation, deploy, learning, records
 from leukoscope.recipes.experiment import prepare
 from leukoscope.recipes.schema import PROTOCOLS, Protocol, Recipe, resolve
+from leukoscope.train import checkpoints
 
 
 def train(
@@ -88,12 +89,13 @@ def run_one(
     # Judgement: calibrated on validation, scored once.
     phases = learning.after_each_phase(job, learned, out)
     said = {
-        role: learning.said(job, learned, job.scored(role))
+        role: learning.said(learned, job.scored(role))
         for role in job.table["role"].unique()
         if role != "train" or protocol == "clean"  # novelty, fitted under clean alone, needs it
     }
     contract = deploy.calibrate(job, learned, said)
     deploy.save_model(learned, contract, out / "model")
-    records.judge(job, said, contract, phases, out)
+    records.judge(job, said, contract, phases, learned.notes, out)
     records.environment(job, cells, began, out)
+    checkpoints.clear(out)
     return out

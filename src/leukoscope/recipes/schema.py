@@ -125,6 +125,7 @@ class Ablation(Table):
 class Recipe(Table):
     """One experiment, fully resolved: recipe file, arm and `--set` merged.
 
+    `images_per_class` n > 0: of each class n images at most, drawn at random with the seed.
     `exclude` names flags of imaging.quality: under the published protocol images with one are left
     out altogether, under the clean one out of training and validation only, since a laboratory
     can't choose its test images. `balance`: `class_weights` in the loss; `oversample` replicates
@@ -139,6 +140,7 @@ class Recipe(Table):
     arm: str
     seed: Annotated[int, Field(ge=0)] = 0
     split: Split
+    images_per_class: Annotated[int, Field(ge=0)] = 0
     exclude: list[Flag] = []
     preprocessing: list[dict[str, Any]]
     views: Views = Views()
@@ -178,7 +180,7 @@ class Recipe(Table):
 
     @property
     def sha256(self) -> str:
-        """The hash of everything that `resolved` says, so that a run's own recipe.toml has it too."""
+        """The hash of all that `resolved` says, so that a run's own recipe.toml has it too."""
         return hashlib.sha256(to_json(self.resolved()).encode()).hexdigest()
 
 

@@ -56,9 +56,9 @@ class ArrayCache:
 
 
 def trim(limit: int = LIMIT) -> None:
-    """Delete the oldest blocks until the cache holds at most `limit` bytes."""
+    """Delete the oldest files until the cache holds at most `limit` bytes."""
     files = []
-    for path in folder().rglob("[!.]*.npy") if folder().is_dir() else ():
+    for path in folder().rglob("[!.]*.*") if folder().is_dir() else ():
         with contextlib.suppress(FileNotFoundError):  # another run trims as well
             files.append((path, path.stat()))
     files.sort(key=lambda item: item[1].st_mtime)

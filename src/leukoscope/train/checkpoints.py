@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -145,6 +147,24 @@ def prune(folder: Path) -> None:
     """Delete all but the newest checkpoints."""
     for path in sorted(folder.glob("epoch-*.safetensors"))[:-KEPT]:
         path.unlink(missing_ok=True)
+
+
+def clear(run: Path) -> None:
+    """Delete what only an unfinished run needs: gigabytes, of a large network."""
+    patterns = ("checkpoints/epoch-*", "checkpoints/phase-*", "networks/*/checkpoints/*")
+    for path in [p for pattern in patterns for p in run.glob(f"{pattern}.safetensors")]:
+        path.unlink(missing_ok=True)
+
+
+def share(source: Path, target: Path) -> None:
+    """Give a file a second name, or a copy where the file system can't; `target` is whole or
+    absent. Neither name is ever written in place."""
+    with atomic(target, durable=False) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

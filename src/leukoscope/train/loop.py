@@ -172,11 +172,13 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         checkpoints.save(path, job.kept, state, optimizer, average)
         checkpoints.prune(kept)
         write_history(folder / "history.csv", state.history)
+    ended = kept / f"phase-{number}.safetensors"
     if average is not None and _collected(average):
         _use_average(job, average)
+        checkpoints.save(ended, job.kept, state)
     else:
         checkpoints.load(kept / "best.safetensors", job.kept)
-    checkpoints.save(kept / f"phase-{number}.safetensors", job.kept, state)
+        checkpoints.share(kept / "best.safetensors", ended)
 
 
 def _collected(average: AveragedModel | None) -> bool:

@@ -1,0 +1,110 @@
+"""Every arm of a recipe end to end on a few real images, as small as it still means something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from leukoscope import api
+from leukoscope.recipes import schema
+
+CLASSES = ("basophil", "lymphocyte", "platelet")
+IMAGES = 10  # of each class
+SIDE = 64
+
+
+def cells_of(pbc: Path, folder: Path) -> Path:
+    """An index of a few real cells of three classes."""
+    rows = [
+        {"image": str(path), "label": name}
+        for name in CLASSES
+        for path in sorted((pbc / name).iterdir())[:IMAGES]
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "cells.csv", index=False)
+    api.index(folder / "cells.csv", folder / "cells.parquet", layout="csv")
+    return folder / "cells.parquet"
+
+
+def tiny(recipe: str, arm: str) -> list[str]:
+    """Settings that keep the arm's method and make it small: size, steps, epochs, trees."""
+    plan = schema.resolve(recipe, arm=arm)
+    steps = [s | ({"size": SIDE} if s["step"] == "resize" else {}) for s in plan.preprocessing]
+    training = plan.training
+    phases = [p.model_dump() | {"epochs": 1} for p in training.phases]
+    settings = [
+        f"preprocessing={_toml(steps)}", "training.batch_size=4", "training.steps_per_epoch=2",
+        "training.validate_every=0", "training.epochs=1", "classical.forest_trees=5",
+        "classical.folds=2", "split.clean=60/20/20", "exclude=[]",
+    ]  # fmt: skip
+    if plan.split.published_unit == "image":
+        settings.append("split.published=60/20/20")
+    if plan.views.count > 2:
+        settings.append("views.count=2")
+    if phases:
+        settings.append(f"training.phases={_toml(phases)}")
+    if training.averaging.start:
+        settings.append("training.averaging={start=1}")
+    if plan.split.folds > 1:
+        settings.append("split.folds=2" if arm == "alexnet" else "split.folds=1")
+    return settings
+
+
+def _toml(entries: list[dict[str, object]]) -> str:
+    return "[" + ", ".join(_table(entry) for entry in entries) + "]"
+
+
+def _table(entry: dict[str, object]) -> str:
+    return "{" + ", ".join(f"{key}={json.dumps(value)}" for key, value in entry.items()) + "}"
+
+
+def run_arm(recipe: str, arm: str, cells: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both protocols: metrics, a report, a bundle that answers as the run did."""
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(out / "cache"))  # gigabytes; goes with the test
+    found = api.reproduce(
+        recipe, cells, out, arms=[arm], weights="none", settings=tiny(recipe, arm)
+    )
+    assert found["not_run"] == []
+    assert (out / "report.html").is_file()
+    for protocol in schema.PROTOCOLS:
+        run = out / f"{arm}-{protocol}"
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert 0 <= metrics["accuracy"] <= 1
+        assert (run / "report.html").stat().st_size > 10_000
+        # The published one is the same code and takes as long: once a recipe is enough.
+        if protocol == "clean" or arm == schema.arms(schema.raw(recipe))[0]:
+            check_bundle(run, out / f"bundle-{protocol}", cells)
+
+
+def check_bundle(run: Path, bundle: Path, cells: Path) -> None:
+    """The exported graph gives the run's own probabilities."""
+    api.export(run, bundle)
+    card = (bundle / "README.md").read_text()
+    assert ("published protocol" in card) == run.name.endswith("-published")
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    role = json.loads((run / "metrics.json").read_text())["role"]
+    scored = predictions[(predictions["role"] == role) & (predictions["view"] == 0)]
+    scored = scored.drop_duplicates("image").head(4)
+    from leukoscope.data.index import load
+
+    index = load(cells)
+    counts = api.predict(
+        bundle, [index.path(i) for i in scored["image"]], bundle.parent / f"{bundle.name}.parquet"
+    )
+    assert counts["unreadable"] == 0
+    said = pd.read_parquet(bundle.parent / f"{bundle.name}.parquet")
+    order = {str(index.path(image)): place for place, image in enumerate(scored["image"])}
+    said = said.iloc[said["image"].map(order).argsort()]
+    if "fold" in scored:  # the bundle holds the network of one fold
+        return
+    columns = [f"prob_{name}" for name in CLASSES]
+    np.testing.assert_allclose(said[columns].to_numpy(), scored[columns].to_numpy(), atol=2e-3)
+
+
+def arms_of(recipe: str) -> pytest.MarkDecorator:
+    """Parametrises a test by the arms of a recipe."""
+    return pytest.mark.parametrize("arm", schema.arms(schema.raw(recipe)))
