@@ -31,7 +31,7 @@ class Limits:
     blur_high: float = 0.06
     background_low: float = 90.0
     clipped_high: float = 0.7
-    contrast_low: float = 0.15
+    contrast_low: float = 0.17
     saturation_low: float = 0.05
     debris_high: float = 0.01
     stained_low: float = 0.005
