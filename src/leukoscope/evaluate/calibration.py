@@ -41,7 +41,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    logits, labels = _checked(logits, labels, "logits")
+    logits, labels = checked(logits, labels, "logits")
     n, k = logits.shape
     if k == 1:
         return 1.0
@@ -69,7 +69,7 @@ def reliability(
     Equal-width bins (low, high] of the most probable class's probability; confidence and accuracy
     are means over the bin's images, None where it holds none.
     """
-    probs, labels = _checked(probs, labels, "probs")
+    probs, labels = checked(probs, labels, "probs")
     if bins < 1:
         raise InputError(f"Got {bins} bins; allowed: at least one", fix="Use 15.", field="bins")
     confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == labels
@@ -98,7 +98,7 @@ def fit_conformal(probs: np.ndarray, labels: np.ndarray, coverage: float = 0.9) 
     class with probability of at least `coverage`, for each class by itself. A class with too few
     images for that (fewer than coverage / (1 - coverage)) gets ALWAYS_INCLUDED.
     """
-    probs, labels = _checked(probs, labels, "probs")
+    probs, labels = checked(probs, labels, "probs")
     if not 0 < coverage < 1:
         raise InputError(
             f"Got a coverage of {coverage}; allowed: between 0 and 1",
@@ -140,7 +140,9 @@ def prediction_sets(probs: np.ndarray, thresholds: list[float]) -> np.ndarray:
     return 1 - probs <= np.asarray(thresholds) + 1e-7
 
 
-def _checked(values: Any, labels: Any, field: str) -> tuple[np.ndarray, np.ndarray]:
+def checked(values: Any, labels: Any, field: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n, k) as float64 and labels (n,) as int64; InputError naming `field` where they don't
+    fit each other, hold a value that isn't finite or a label that isn't in 0 to k - 1."""
     values, labels = np.asarray(values, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or labels.shape != values.shape[:1] or len(labels) == 0:
         raise InputError(
