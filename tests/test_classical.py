@@ -422,7 +422,7 @@ EVERY = [
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("said", EVERY, ids=lambda said: "-".join(said.values()))
 def test_onnx_agrees(said: dict[str, str], classes: int) -> None:
-    from leukoscope.models.graph import session_of
+    from leukoscope.compat import onnx_session
 
     features, labels = cells(classes)
     unseen, _ = cells(classes, 100, seed=5)
@@ -431,7 +431,7 @@ def test_onnx_agrees(said: dict[str, str], classes: int) -> None:
     assert expected.dtype == np.float64
     assert expected.sum(axis=1) == pytest.approx(1)
     graph = to_onnx(model, 32)
-    session = session_of(graph, threads=1)
+    session = onnx_session(graph, threads=1)
     assert [(i.name, i.shape[1]) for i in session.get_inputs()] == [("features", 32)]
     assert [o.name for o in session.get_outputs()] == ["logits"]
     for n in (1, 100):
@@ -536,7 +536,7 @@ def test_a_tree_that_points_outside_itself_is_refused(tmp_path: Path) -> None:
 
 def test_steep_scores_keep_their_order() -> None:
     """Where every sigmoid is 0, scikit-learn gives chance; the logarithms know better."""
-    from leukoscope.models.graph import session_of
+    from leukoscope.compat import onnx_session
 
     features, labels = cells(4, 200, 0.3)
     steep = features * np.float32(1000)
@@ -551,7 +551,7 @@ def test_steep_scores_keep_their_order() -> None:
     assert found[no].max(axis=1) == pytest.approx(1)
     mild = scores.max(axis=1) > -50
     assert found[mild] == pytest.approx(model.predict_proba(steep)[mild], abs=1e-6)
-    (logits,) = session_of(to_onnx(model, 32), 1).run(None, {"features": steep})
+    (logits,) = onnx_session(to_onnx(model, 32), 1).run(None, {"features": steep})
     assert np.abs(np.exp(logits) - found).max() < 1e-4
 
 
@@ -587,8 +587,8 @@ def test_network_and_classifier_become_one_graph() -> None:
     import torch
     from torch import nn
 
+    from leukoscope.compat import onnx_session
     from leukoscope.models.classifier import seeded
-    from leukoscope.models.graph import session_of
     from leukoscope.models.graph import to_onnx as network_to_onnx
 
     features, labels = cells()
@@ -596,7 +596,7 @@ def test_network_and_classifier_become_one_graph() -> None:
     with seeded(0):
         network = nn.Sequential(nn.Conv2d(3, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     graph = join(network_to_onnx(network, (24, 20), ("features",)), to_onnx(model, 32))
-    session = session_of(graph, threads=1)
+    session = onnx_session(graph, threads=1)
     assert [i.name for i in session.get_inputs()] == ["images"]
     assert [o.name for o in session.get_outputs()] == ["logits", "features"]
     images = np.random.default_rng(0).normal(size=(5, 3, 24, 20)).astype(np.float32)

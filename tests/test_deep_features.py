@@ -10,11 +10,12 @@ import torch
 from scipy import stats
 from torch import nn
 
+from leukoscope.compat import onnx_session
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.models.backbones import build_backbone
 from leukoscope.models.classifier import seeded
 from leukoscope.models.features import DeepFeatures, deep_features, layer_widths, row_zscore
-from leukoscope.models.graph import session_of, to_onnx
+from leukoscope.models.graph import to_onnx
 from leukoscope.models.weights import IMAGENET, InputFormat, resolve
 
 WIDTHS = {
@@ -127,5 +128,5 @@ def test_joined_features_are_deployed() -> None:
     ]
     joined = DeepFeatures(networks, [UNIT, OWN], UNIT, zscore=True)
     graph = to_onnx(joined, (64, 64), ("features",))  # which checks that both give the same
-    (found,) = session_of(graph).run(None, {"images": np.zeros((3, 3, 64, 64), np.float32)})
+    (found,) = onnx_session(graph).run(None, {"images": np.zeros((3, 3, 64, 64), np.float32)})
     assert found.shape == (3, 256 + 9216)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from leukoscope.bundle.contract import OUTPUTS
-from leukoscope.compat import import_timm
+from leukoscope.compat import import_timm, onnx_session
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.files import sha256_of, write_json
 from leukoscope.models import weights as model_weights
@@ -28,7 +28,7 @@ from leukoscope.models.backbones import (
     cubic_resampling,
 )
 from leukoscope.models.classifier import Deployed, build, build_head, head_gradient, seeded
-from leukoscope.models.graph import classifier_graph, session_of
+from leukoscope.models.graph import classifier_graph
 from leukoscope.models.weights import BODIES, TORCHVISION, Weights, fits, resolve
 from leukoscope.recipes.schema import resolve as resolve_recipe
 
@@ -82,7 +82,7 @@ def test_networks_whose_map_is_a_point_are_deployed_like_the_others() -> None:
     classifier = build("vit_tiny_patch16_224", HEAD, 3, NONE, seed=0).eval()
     graph = classifier_graph(classifier, (48, 48), OUTPUTS)  # checks that both give the same
     images = np.zeros((2, 3, 48, 48), np.float32)
-    logits, features, feature_map, _ = session_of(graph).run(None, {"images": images})
+    logits, features, feature_map, _ = onnx_session(graph).run(None, {"images": images})
     assert logits.shape == (2, 3)
     np.testing.assert_array_equal(feature_map[:, :, 0, 0], features)
 
@@ -195,7 +195,7 @@ def test_the_graph_equals_the_module_for_any_number_of_images(
     tiny: tuple[nn.Module, bytes],
 ) -> None:
     classifier, graph = tiny
-    session = session_of(graph)
+    session = onnx_session(graph)
     assert [output.name for output in session.get_outputs()] == list(OUTPUTS)
     for n in (1, 7):
         images = np.random.default_rng(n).random((n, 3, 32, 32), dtype=np.float32)

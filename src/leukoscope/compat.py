@@ -42,6 +42,18 @@ def _declare_operators() -> None:
         _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
+def onnx_session(graph: bytes, threads: int = 0) -> Any:
+    """An ONNX Runtime session on the CPU whose threads (0: one a core) don't spin between calls,
+    which would starve those that decode."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency, or say in one sentence how to install it."""
     try:

@@ -11,9 +11,11 @@ import numpy as np
 
 from leukoscope.bundle import contract as contracts
 from leukoscope.bundle.contract import Contract
+from leukoscope.compat import onnx_session
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.evaluate.calibration import prediction_sets, softmax
 from leukoscope.evaluate.novelty import score
+from leukoscope.imaging.colour import normalise
 from leukoscope.imaging.pipeline import apply
 from leukoscope.imaging.read import read_image
 from leukoscope.parallel import ahead
@@ -38,21 +40,10 @@ class Answers:
 class Reader:
     """A bundle, loaded and verified: reads images as its contract says."""
 
-    def __init__(self, contract: Contract, graph: bytes | Path, *, threads: int = 0) -> None:
-        import onnxruntime
-
+    def __init__(self, contract: Contract, graph: bytes, *, threads: int = 0) -> None:
         self.contract = contract
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Spinning threads would starve the ones that decode.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(graph) if isinstance(graph, Path) else graph,
-                options,
-                providers=["CPUExecutionProvider"],
-            )
+            self.session = onnx_session(graph, threads)
         except Exception as problem:  # noqa: BLE001 - its errors share no class of their own
             raise InputError(
                 f"The graph can't be loaded: {str(problem).splitlines()[0][:200]}",
@@ -105,10 +96,7 @@ class Reader:
                 fix="Export the bundle again.",
                 field="preprocessing",
             )
-        mean = np.asarray(self.contract.input.mean, np.float32)
-        std = np.asarray(self.contract.input.std, np.float32)
-        scaled = (pixels.astype(np.float32) / 255 - mean) / std
-        return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+        return normalise(pixels, self.contract.input.mean, self.contract.input.std)
 
     def run(self, images: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """Chosen outputs of the graph for (n, 3, h, w) prepared images."""

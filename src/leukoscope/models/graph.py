@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from leukoscope.compat import onnx_session
 from leukoscope.errors import LeukoscopeError
 from leukoscope.models.classifier import Classifier, Deployed
 
@@ -47,20 +47,9 @@ def to_onnx(module: nn.Module, size: tuple[int, int], outputs: tuple[str, ...]) 
     return graph
 
 
-def session_of(graph: bytes, threads: int = 0) -> Any:
-    """An ONNX Runtime session on the CPU whose threads (0: one a core) don't spin between calls."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
 def _check_parity(module: nn.Module, graph: bytes, size: tuple[int, int]) -> None:
     """Raise LeukoscopeError unless ONNX Runtime gives what torch gives, on fresh input."""
-    session = session_of(graph)
+    session = onnx_session(graph)
     images = np.random.default_rng(0).random((3, 3, *size), dtype=np.float32)
     with torch.no_grad():
         expected = module(torch.from_numpy(images))

@@ -29,7 +29,10 @@ def preview(
     Raises InputError for an unknown recipe or setting, UnreadableError for a bad file.
     """
     plan = resolve(recipe, settings=settings)
-    count = min(plan.views.count, 2 * COLUMNS + 1)
+    shown = 2 * COLUMNS + 1
+    # Views made at every pass, or for topping up, are without end.
+    endless = plan.views.online or plan.balance == "top_up"
+    count = shown if endless else min(plan.views.count, shown)
     views = ViewSettings(plan.preprocessing, plan.augmentation, count, plan.seed)
     paths = find_images(images)
     output_folder_apart(out, paths)

@@ -45,6 +45,12 @@ class Split(Table):
     published_unit: Literal["image", "view"] = "image"
     folds: Annotated[int, Field(ge=1, le=100)] = 1
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Split:
+        if self.folds > 1 and self.published_unit == "view":
+            raise ValueError('`folds` hold images; set split.published_unit="image" with it')
+        return self
+
 
 class Views(Table):
     """Augmented copies: `count` views of an image made in advance, the first the image itself; or

@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from leukoscope.compat import import_timm
+from leukoscope.compat import import_timm, onnx_session
 from leukoscope.files import explain_os_errors
 from leukoscope.imaging.augmentation import augment_masks, view_generator
 from leukoscope.imaging.cells import box_of
 from leukoscope.models.classifier import Classifier
-from leukoscope.models.graph import session_of, to_onnx
+from leukoscope.models.graph import to_onnx
 from leukoscope.models.weights import InputFormat
 from leukoscope.train import cache as caches
 from leukoscope.train.cache import ArrayCache
@@ -239,7 +239,7 @@ class _Extractor:
         return normalise(images.float().div_(255), self.form)
 
     def _onnx(self, size: tuple[int, int]) -> Run:
-        session = session_of(to_onnx(self.network, size, ("features",)), threads=1)
+        session = onnx_session(to_onnx(self.network, size, ("features",)), threads=1)
 
         def run(views: np.ndarray) -> np.ndarray:
             images = self._normalised(views).contiguous().numpy()
