@@ -60,7 +60,15 @@ def main_nucleus(image: np.ndarray) -> np.ndarray:
     Of the nuclei of `find_cells` the one with the largest `box_of`, of equals the one nearest to
     the middle; False everywhere where none is found. Raises InputError for another kind of image.
     """
-    labels = _nuclei(image)
+    return _main(_nuclei(image))
+
+
+def main_of(mask: np.ndarray) -> np.ndarray:
+    """As `main_nucleus`, of the nuclei that a mask, bool (H, W), marks."""
+    return _main(_joined(mask.astype(np.uint8)))
+
+
+def _main(labels: np.ndarray) -> np.ndarray:
     height, width = labels.shape
 
     def rank(label: int) -> tuple[int, float]:

@@ -9,8 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from leukoscope.imaging.colour import grey, with_luminance
-from leukoscope.imaging.pipeline import Size, transforms
+from leukoscope.imaging.pipeline import Chain, Size, apply, transforms
 
+GEOMETRIC = ("resize", "resize_keep_aspect")
+"""The transforms that move pixels."""
 _ENLARGE = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 
 
@@ -28,6 +30,18 @@ def resized(
     if (height, width) != small:
         image = cv2.resize(image, (width, height), interpolation=_ENLARGE[enlarge])
     return image
+
+
+def mask_after(mask: np.ndarray, chain: Chain) -> np.ndarray:
+    """Where a mask of an image, bool (H, W), lies after the preprocessing chain, bool (h, w).
+
+    Of the chain only what moves pixels is applied; what it adds around the image is outside.
+    """
+    moving = [step for step in chain if step["step"] in GEOMETRIC]
+    # Inverted, so that the background that is added is white like the mask's outside.
+    white = [{**s, "background": "white"} if s["step"] == GEOMETRIC[1] else s for s in moving]
+    outside = np.where(mask, np.uint8(0), np.uint8(255))
+    return apply(np.dstack([outside] * 3), white)[:, :, 0] < 128
 
 
 def equalised(channel: np.ndarray) -> np.ndarray:

@@ -19,13 +19,13 @@ from torch import Tensor
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.imaging.augmentation import augment, view_generator
 from leukoscope.imaging.cells import main_nucleus
+from leukoscope.imaging.enhancement import mask_after
 from leukoscope.imaging.pipeline import apply
 from leukoscope.imaging.read import read_bytes, read_bytes_image, read_image
 from leukoscope.parallel import ahead
 from leukoscope.progress import track
 from leukoscope.train.cache import ArrayCache
 
-GEOMETRIC = ("resize", "resize_keep_aspect")  # the transforms that move pixels
 BLOCKS = ("original", "augmented")  # view 0, and views 1 to count - 1
 NUCLEUS = "nucleus"  # the mask of the main cell's nucleus, for detectors
 
@@ -91,12 +91,9 @@ def fresh(
 def nucleus_mask(image: ImageFile, settings: ViewSettings) -> np.ndarray:
     """The main cell's nucleus where it lies after preprocessing, bool (h, w).
 
-    It is segmented in the image as it is, since contrast steps make other colours of it; of the
-    chain only what moves pixels is applied.
+    It is segmented in the image as it is, since contrast steps make other colours of it.
     """
-    moving = [step for step in settings.preprocessing if step["step"] in GEOMETRIC]
-    mask = main_nucleus(read_image(image.path)).astype(np.uint8) * 255
-    return apply(np.dstack([mask] * 3), moving)[:, :, 0] > 127
+    return mask_after(main_nucleus(read_image(image.path)), settings.preprocessing)
 
 
 def augmented(image: np.ndarray, sha256: str, settings: ViewSettings) -> np.ndarray:
