@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from leukoscope.errors import InputError, LeakError, UnknownNameError, some
 from leukoscope.evaluate import intervals, metrics, significance
 from leukoscope.files import read_json
 from leukoscope.progress import track
+
+_WHOLE = re.compile(r"\d+(\.0*)?")
 
 
 def scored(frame: pd.DataFrame, classes: Sequence[str]) -> metrics.Predictions:
@@ -129,13 +132,18 @@ def evaluate(source: Path, on: Path | None = None) -> dict[str, Any]:
     perhaps prob_<class>, patient, image. on: another index, whose images the model hasn't seen;
     LeakError where some of them are among the run's own.
     """
+    return judged(source, on)[0]
+
+
+def judged(source: Path, on: Path | None = None) -> tuple[dict[str, Any], pd.DataFrame]:
+    """metrics.json as in `evaluate`, and the predictions that it is about."""
     if on is not None:
         return _external(source, on)
     frame, classes = read_predictions(source)
     result = measure(frame, classes)
     if source.is_dir():
         result |= _stored(source)
-    return result
+    return result, frame
 
 
 def read_predictions(source: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -185,18 +193,35 @@ def _read_table(path: Path) -> pd.DataFrame:
     for column in ("label", "predicted", "patient", "image"):
         if column in frame:
             frame[column] = pd.Series([indexes.text_of(v) for v in frame[column]], dtype=object)
+    _refuse_gaps(frame, path)
+    frame = _whole_numbers(frame)
     for column in frame.columns:
         if str(column).startswith("prob_"):
             frame[column] = pd.to_numeric(frame[column], errors="coerce")
-    _refuse_gaps(frame, path)
     return frame
+
+
+def _whole_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Classes that are whole numbers, written alike: 1.0, as of a column of floats, is class 1."""
+    answers = ["label", "predicted"]
+    if not frame[answers].map(lambda v: bool(_WHOLE.fullmatch(v))).to_numpy().all():
+        return frame
+    short = frame.assign(**{c: frame[c].str.partition(".")[0] for c in answers})
+    return short.rename(columns={c: c.partition(".")[0] for c in short.columns
+                                 if _WHOLE.fullmatch(str(c).removeprefix("prob_"))})  # fmt: skip
 
 
 def _read_csv(path: Path, fix: str) -> pd.DataFrame:
     text = dict.fromkeys(("label", "predicted", "patient", "image"), str)
     try:
-        # A class may be called NA; only nothing is nothing.
-        frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+        with path.open(encoding="utf-8-sig") as handle:
+            header = handle.readline()
+        separator = max(",;\t", key=header.count)
+        # A class may be called NA; only nothing is nothing. Where ; parts the values, as
+        # spreadsheets write it in half of Europe, numbers have a decimal comma.
+        frame = pd.read_csv(path, dtype=text, sep=separator, encoding="utf-8-sig",
+                            decimal="," if separator == ";" else ".",
+                            keep_default_na=False, na_values=[""])  # fmt: skip
     except (ValueError, OSError) as problem:
         raise InputError(
             f"{path} can't be read as a table: {str(problem).splitlines()[0][:200]}",
@@ -233,7 +258,7 @@ def _classes(frame: pd.DataFrame) -> list[str]:
     return named or sorted({*frame["label"], *frame["predicted"]})
 
 
-def _external(source: Path, on: Path) -> dict[str, Any]:
+def _external(source: Path, on: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     reader = open_reader(source)
     index = indexes.load(on)
     classes = reader.contract.classes
@@ -257,7 +282,7 @@ def _external(source: Path, on: Path) -> dict[str, Any]:
     result["undefined"]["baseline.colour_knn"] = "it would need the training images' colours"
     result["notes"] += [unchecked] if unchecked else []
     result["data"] = {"name": index.name, "path": str(on), "n": len(frame)}
-    return result
+    return result, frame
 
 
 def open_reader(source: Path) -> Reader:
