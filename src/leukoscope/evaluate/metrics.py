@@ -87,6 +87,12 @@ def _cells(predictions: Predictions) -> np.ndarray:
     return np.eye(k * k, dtype=bool)[predictions.labels * k + predictions.predicted]
 
 
+def _matrices(sums: np.ndarray) -> np.ndarray:
+    """Sums of `_cells` (..., k * k) as confusion matrices (..., k, k)."""
+    k = round(sums.shape[-1] ** 0.5)
+    return sums.reshape(*sums.shape[:-1], k, k)
+
+
 @dataclass(frozen=True)
 class Counts:
     """One-vs-rest counts of (stacks of) confusion matrices; arrays (..., k), n (..., 1)."""
@@ -97,11 +103,12 @@ class Counts:
     n: np.ndarray
 
     @classmethod
-    def of(cls, matrices: np.ndarray) -> Counts:
-        """From confusion matrices (..., k, k), rows true."""
-        tp = np.diagonal(matrices, axis1=-2, axis2=-1)
-        support = matrices.sum(axis=-1)
-        return cls(tp, support, matrices.sum(axis=-2), support.sum(axis=-1, keepdims=True))
+    def of(cls, matrices: np.ndarray, classes: slice = slice(None)) -> Counts:
+        """From confusion matrices (..., k, k), rows true; of all k `classes` or some of them."""
+        tp = np.diagonal(matrices, axis1=-2, axis2=-1)[..., classes]
+        support = matrices[..., classes, :].sum(axis=-1)
+        predicted = matrices[..., classes].sum(axis=-2)
+        return cls(tp, support, predicted, matrices.sum(axis=(-2, -1))[..., None])
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -132,7 +139,7 @@ def _f1(c: Counts) -> np.ndarray:
 
 
 def _ovr_accuracy(c: Counts) -> np.ndarray:
-    return (c.n - c.support - c.predicted + 2 * c.tp) / c.n
+    return _ratio(c.n - c.support - c.predicted + 2 * c.tp, c.n)
 
 
 PER_CLASS: dict[str, tuple[Callable[[Counts], np.ndarray], str]] = {
@@ -142,6 +149,29 @@ PER_CLASS: dict[str, tuple[Callable[[Counts], np.ndarray], str]] = {
     "f1": (_f1, "no image has this label and it was never predicted"),
     "ovr_accuracy": (_ovr_accuracy, ""),
 }
+PROPORTIONS = ("precision", "recall", "specificity", "ovr_accuracy")
+"""Those of PER_CLASS that are a share of images; F1 is none."""
+
+
+def class_metric(name: str, metric: str) -> str:
+    """The dotted name of a class's metric, as in `ci` of metrics.json."""
+    return f"per_class.{name}.{metric}"
+
+
+def additive_by_class(classes: Sequence[str]) -> dict[str, Additive]:
+    """PER_CLASS of each class by its dotted name, as functions of sums."""
+
+    def of(function: Callable[[Counts], np.ndarray], column: int) -> Additive:
+        def finish(sums: np.ndarray) -> np.ndarray:
+            return function(Counts.of(_matrices(sums), slice(column, column + 1)))[..., 0]
+
+        return Additive(_cells, finish)
+
+    return {
+        class_metric(name, metric): of(function, column)
+        for column, name in enumerate(classes)
+        for metric, (function, _) in PER_CLASS.items()
+    }
 
 
 def _of_confusion(name: str, undefined: str = "") -> Callable[[Callable[[Counts], Any]], Any]:
@@ -149,8 +179,7 @@ def _of_confusion(name: str, undefined: str = "") -> Callable[[Callable[[Counts]
 
     def add(function: Callable[[Counts], Any]) -> Any:
         def finish(sums: np.ndarray) -> np.ndarray:
-            k = round(sums.shape[-1] ** 0.5)
-            return function(Counts.of(sums.reshape(*sums.shape[:-1], k, k)))
+            return function(Counts.of(_matrices(sums)))
 
         additive(name, _cells, undefined)(finish)
         return function
@@ -316,15 +345,15 @@ def class_auc(predictions: Predictions, weights: np.ndarray | None = None) -> np
     return result
 
 
-def weighted_auc(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
-    """`roc_auc_ovr` of r resamples given as image weights (r, n); (r,), NaN where undefined."""
-    return _mean_defined(class_auc(predictions, weights))
+def mean_auc(areas: np.ndarray) -> np.ndarray:
+    """`roc_auc_ovr` of the areas of k classes (..., k): (...), NaN where all are undefined."""
+    return _mean_defined(areas)
 
 
 @metrics.register("roc_auc_ovr")
 def roc_auc_ovr(predictions: Predictions) -> float:
     """Mean one-vs-rest area under the ROC curve over the classes that define one."""
-    value = float(_mean_defined(class_auc(predictions))[0])
+    value = float(mean_auc(class_auc(predictions))[0])
     if np.isnan(value):
         raise Undefined("all images have the same label")
     return value
@@ -388,7 +417,7 @@ def per_class(
             row[metric] = float(values[position])
             if np.isnan(values[position]):
                 row[metric] = None
-                reasons[f"per_class.{name}.{metric}"] = why
+                reasons[class_metric(name, metric)] = why
         row["support"] = int(counts.support[position])
         table[name] = row
     return table, reasons
