@@ -129,8 +129,8 @@ def write_rest(
     loss = 1.6 * np.exp(-epochs / 3)
     pd.DataFrame(
         {
-            "phase": ["head"] * 6 + ["tune"] * 6,
-            "epoch": [*range(1, 7), *range(1, 7)],
+            "phase": [1] * 6 + [2] * 6,
+            "epoch": epochs,
             "train_loss": loss + 0.2,
             "train_accuracy": 0.93 - 0.5 * np.exp(-epochs / 3),
             "validation_loss": loss + 0.38 + 0.004 * (epochs - 7) ** 2,
@@ -517,18 +517,16 @@ def test_confusion_matrix_of_few_and_many_classes(k: int) -> None:
 
 
 def test_reliability_bins_give_the_ece(full_run: Path) -> None:
-    frame = pd.read_parquet(full_run / "predictions.parquet")
-    probs = frame[[f"prob_{c}" for c in CLASSES]].to_numpy()
-    bins = reliability_bins(probs, frame["label"].to_numpy(), CLASSES)
+    run = load(full_run)
+    bins = reliability_bins(run)
     gaps = (bins["confidence"] - bins["accuracy"]).abs() * bins["n"] / bins["n"].sum()
-    ece = json.loads((full_run / "metrics.json").read_text())["ece"]
-    assert gaps.sum() == pytest.approx(ece, abs=1e-12)
+    assert gaps.sum() == pytest.approx(run.metrics["ece"], abs=1e-12)
 
 
-def test_chosen_epoch() -> None:
-    history = pd.DataFrame({"epoch": [1, 2, 3], "validation_loss": [0.5, np.nan, 0.4]})
-    assert chosen_epoch(history) == 2
-    assert chosen_epoch(history.assign(chosen=[False, True, False])) == 1
+def test_chosen_epoch_is_the_last_phases_best() -> None:
+    history = pd.DataFrame({"epoch": [1, 2, 3], "validation_loss": [0.3, np.nan, 0.4]})
+    assert chosen_epoch(history) == 0
+    assert chosen_epoch(history.assign(phase=[1, 2, 2])) == 2
     assert chosen_epoch(history[["epoch"]]) is None
 
 

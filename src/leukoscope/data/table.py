@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,8 +61,13 @@ def refuse_lines(src: Path, what: str, lines: list[int]) -> None:
         )
 
 
-def read_parquet(path: Path, what: str, *, fix: str, field: str) -> pa.Table:
-    """The whole table of a parquet file, verified; InputError saying why it isn't `what`."""
+def read_parquet(
+    path: Path, what: str, *, fix: str, field: str, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The table of a parquet file, or those of the `columns` that it has, verified.
+
+    Raises InputError saying why it isn't `what`.
+    """
     # os.path, because pathlib raises on names that are too long.
     if not os.path.isfile(path):  # noqa: PTH113
         got = "a folder" if os.path.isdir(path) else "nothing there"  # noqa: PTH112
@@ -69,7 +75,10 @@ def read_parquet(path: Path, what: str, *, fix: str, field: str) -> pa.Table:
     try:
         # A handle, since pyarrow takes no path that isn't UTF-8.
         with Path(path).open("rb") as handle:
-            table = pq.read_table(handle, partitioning=None)
+            if columns is not None:
+                columns = [name for name in pq.read_schema(handle).names if name in columns]
+                handle.seek(0)
+            table = pq.read_table(handle, columns=columns, partitioning=None)
         table.validate(full=True)
     except (OSError, pa.ArrowException) as problem:
         why = str(problem).split("\n")[0].split(". ")[0]

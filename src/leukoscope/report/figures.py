@@ -11,9 +11,9 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
@@ -30,6 +30,8 @@ from leukoscope.report.numbers import clean
 
 PAPER, INK, MUTED, RULE = "#ffffff", "#1c2024", "#5c6470", "#d5d9df"
 BLUE, ORANGE = "#0072b2", "#d55e00"
+SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", INK)
+LINES, MARKERS = ("-", "--", ":", "-."), "osD^v"  # a period other than the colours'
 SHARE, ON_SHARE = "#00558f", "#fefefe"  # the confusion matrix's ramp and the text on its dark end
 # In the page the same colours follow the reader's light or dark setting.
 _VARIABLES = {
@@ -40,6 +42,7 @@ _VARIABLES = {
     BLUE: "--blue",
     ORANGE: "--orange",
 }
+MOST_CURVES = 10  # named in one figure
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "leukoscope",
@@ -79,13 +82,17 @@ class Drawing:
     svg: str
     data: pd.DataFrame
     alt: str
-    width: float  # CSS pixels at natural size
+    figure: Figure = field(compare=False, repr=False)
+
+    @property
+    def width(self) -> float:
+        """CSS pixels at natural size."""
+        return 96 * float(self.figure.get_figwidth())
 
     @property
     def data_uri(self) -> str:
         """The data as CSV in a `data:` URI, so that a page alone can give it."""
-        text = self.data.to_csv(index=False)
-        return f"data:text/csv;base64,{base64.b64encode(text.encode('utf-8')).decode()}"
+        return csv_uri(self.data)
 
     @property
     def inline(self) -> Markup:
@@ -107,8 +114,15 @@ class Drawing:
         )
 
 
+def csv_uri(data: pd.DataFrame) -> str:
+    """A table as CSV in a `data:` URI."""
+    text = data.to_csv(index=False)
+    return f"data:text/csv;base64,{base64.b64encode(text.encode('utf-8')).decode()}"
+
+
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """How every figure looks, while it is put together and drawn."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # The reader's browser draws the text with its own fonts, so a glyph that matplotlib's
         # font lacks is not missing from the figure.
@@ -120,7 +134,7 @@ def _drawing(figure: Figure, name: str, data: pd.DataFrame, alt: str) -> Drawing
     stream = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)
-    return Drawing(name, stream.getvalue(), data, alt, 96 * figure.get_figwidth())
+    return Drawing(name, stream.getvalue(), data, alt, figure)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -132,47 +146,75 @@ def _percent() -> FuncFormatter:
     return FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%".replace("-", "−"))
 
 
-def learning_curve(history: pd.DataFrame, what: str, chosen: int | None) -> Drawing | None:
+def learning_curve(
+    history: pd.DataFrame, what: str, chosen: Sequence[int], network: str = ""
+) -> Drawing | None:
     """Training and validation `what` (`loss` or `accuracy`) over epochs; None without figures.
 
-    `chosen` is the row of the chosen epoch. Epochs are counted through all phases.
+    One line a fold. `chosen` are the rows' labels of the epochs that were kept. Epochs are counted
+    through all phases, whose borders are marked.
     """
     columns = [c for c in (f"train_{what}", f"validation_{what}") if c in history]
     columns = [c for c in columns if history[c].notna().any()]
     if not columns:
         return None
-    steps = np.arange(1, len(history) + 1)
-    with _style():
+    parts = [part for _, part in history.groupby("fold")] if "fold" in history else [history]
+    few = len(parts) == 1 and len(history) <= 30
+    with style():
         figure, axes = _figure(3.7, 2.7)
         looks = {"train": (ORANGE, "--", "o"), "validation": (BLUE, "-", "s")}
         for column in columns:
-            part = column.partition("_")[0]
-            colour, line, marker = looks[part]
-            axes.plot(
-                *(steps, history[column]),
-                color=colour,
-                linestyle=line,
-                marker=marker if len(history) <= 30 else None,
-                markersize=3,
-                linewidth=1.5,
-                label={"train": "training"}.get(part, part),
-            )
-        if chosen is not None:
-            axes.axvline(
-                chosen + 1, color=MUTED, linewidth=0.9, linestyle=":", label="chosen epoch"
-            )
-        for start in _phase_starts(history):
-            axes.axvline(start + 0.5, color=RULE, linewidth=1.2)
-        axes.set_title(what.capitalize())
+            colour, line, marker = looks[column.partition("_")[0]]
+            for part in parts:
+                axes.plot(
+                    *(np.arange(1, len(part) + 1), part[column]),
+                    color=colour,
+                    linestyle=line,
+                    marker=marker if few else None,
+                    markersize=3,
+                    linewidth=1.5 if len(parts) == 1 else 0.9,
+                    label=_part_name(column) if part is parts[0] else None,
+                )
+        _kept_epochs(axes, parts, columns[-1], chosen)
+        for start in sorted({start for part in parts for start in _phase_starts(part)}):
+            axes.axvline(start + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
+        axes.set_title(f"{what.capitalize()}{f', {clean(network, 30)}' if network else ''}")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if what == "accuracy":
             axes.yaxis.set_major_formatter(_percent())
         axes.grid(axis="y")
         figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
-        kept = [c for c in ("phase", "epoch", *columns) if c in history]
-        alt = f"Line chart of {what} over {len(history)} epochs, training and validation"
-        return _drawing(figure, f"learning_{what}", history[kept], alt)
+        kept = [c for c in ("network", "fold", "phase", "epoch", *columns) if c in history]
+        alt = f"Line chart of {what} over {max(map(len, parts))} epochs, training and validation"
+        return _drawing(figure, name_of("learning", network, what), history[kept], alt)
+
+
+def _part_name(column: str) -> str:
+    part = column.partition("_")[0]
+    return "training" if part == "train" else part
+
+
+def _kept_epochs(
+    axes: Axes, parts: Sequence[pd.DataFrame], column: str, chosen: Sequence[int]
+) -> None:
+    """A ring around each epoch that was kept."""
+    places = [(at + 1, part.loc[row, column])
+              for part in parts for at, row in enumerate(part.index) if row in chosen]  # fmt: skip
+    if places:
+        x, y = zip(*places, strict=True)
+        look: dict[str, Any] = {
+            "color": INK,
+            "markerfacecolor": "none",
+            "markersize": 9,
+            "markeredgewidth": 1.2,
+        }
+        axes.plot(x, y, "o", **look, label="epoch kept")
+
+
+def name_of(*parts: str) -> str:
+    """A file stem and anchor from words, of which any may be empty."""
+    return re.sub("[^a-z0-9]+", "_", " ".join(parts).lower()).strip("_")
 
 
 def _phase_starts(history: pd.DataFrame) -> list[int]:
@@ -182,7 +224,7 @@ def _phase_starts(history: pd.DataFrame) -> list[int]:
     return [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
 
 
-def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Drawing:
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], model: str = "") -> Drawing:
     """Counts and row shares; `matrix` is (k, k) int with true classes as rows."""
     k = len(classes)
     totals = matrix.sum(axis=1, keepdims=True)
@@ -190,7 +232,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Drawing:
     names = [clean(c, 22) for c in classes]
     side = 0.62 if k <= 10 else 0.46
     margin = 0.35 + 0.075 * max(map(len, names))
-    with _style():
+    with style():
         figure, axes = _figure(max(3.4, k * side + margin + 0.2), max(2.9, k * side + margin))
         for (row, column), share in np.ndenumerate(shares):
             cell = Rectangle((column, row), 1, 1, facecolor=SHARE, alpha=share, linewidth=0)
@@ -214,7 +256,9 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Drawing:
             columns=["true", "predicted", "count", "row_share"],
         )
         alt = f"Confusion matrix of {k} classes: rows true, columns predicted, counts, row shares"
-        return _drawing(figure, "confusion_matrix", data, alt)
+        if model:
+            axes.set_title(clean(model, 40))
+        return _drawing(figure, name_of("confusion_matrix", model), data, alt)
 
 
 def _cell_text(axes: Axes, row: int, column: int, n: int, share: float, *, small: bool) -> None:
@@ -249,7 +293,7 @@ def ranges(
     """
     kinds = list(dict.fromkeys(data["kind"])) if "kind" in data else [""]
     names = list(dict.fromkeys(data["name"]))
-    with _style():
+    with style():
         figure, axes = _figure(3.7, 0.75 + 0.42 * len(names) * max(1, 0.62 * len(kinds)))
         for which, kind in enumerate(kinds):
             part = data[data["kind"] == kind] if kind else data
@@ -275,34 +319,71 @@ def ranges(
         return _drawing(figure, name, data, alt)
 
 
-def reliability(bins: pd.DataFrame) -> Drawing:
-    """Accuracy against confidence, from `low, high, n, confidence, accuracy` of each bin."""
-    filled = bins[bins["n"] > 0]
-    with _style():
-        figure = Figure(figsize=(3.7, 3.7), layout="constrained")
+def reliability(models: Mapping[str, pd.DataFrame]) -> Drawing:
+    """Accuracy against confidence, by model `low, high, n, confidence, accuracy` of each bin."""
+    with style():
+        figure = Figure(figsize=(3.7, 3.9), layout="constrained")
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
         axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfect")
-        axes.plot(
-            *(filled["confidence"], filled["accuracy"]),
-            color=BLUE,
-            marker="o",
-            markersize=4,
-            linewidth=1.5,
-            label="this model",
-        )
+        for at, (name, bins) in enumerate(models.items()):
+            filled = bins[bins["n"] > 0]
+            axes.plot(
+                *(filled["confidence"], filled["accuracy"]),
+                **_series(at),
+                marker=MARKERS[at % len(MARKERS)],
+                markersize=4,
+                linewidth=1.5,
+                label=clean(name, 30),
+            )
+            edges = [*bins["low"], bins["high"].iloc[-1]]
+            counts.stairs(bins["n"], edges, fill=len(models) == 1, **_series(at))
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         axes.set_ylabel("share correct")
         axes.grid()
-        axes.legend(loc="upper left")
-        width = bins["high"] - bins["low"]
-        counts.bar(bins["low"], bins["n"], width=width * 0.92, align="edge", color=BLUE, alpha=0.55)
+        figure.legend(loc="outside lower center", ncols=2, columnspacing=1.2)
         counts.set_ylabel("count")
         counts.set_xlabel("confidence of the answer")
         counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         for each in (axes.xaxis, axes.yaxis):
             each.set_major_formatter(_percent())
         alt = "Reliability diagram: share of correct answers against stated confidence, with counts"
-        return _drawing(figure, "reliability", bins, alt)
+        frames = [bins.assign(model=name) for name, bins in models.items()]
+        return _drawing(figure, "reliability", pd.concat(frames, ignore_index=True), alt)
+
+
+def _series(at: int) -> dict[str, Any]:
+    """Colour and line of the `at`-th of several: together they tell twenty apart."""
+    return {"color": SERIES[at % len(SERIES)], "linestyle": LINES[at % len(LINES)]}
+
+
+def roc(curves: pd.DataFrame, areas: Mapping[str, float]) -> Drawing:
+    """One-vs-rest ROC curves from `class, false_positive_rate, true_positive_rate`.
+
+    areas: the AUC of each class; those of the lowest are named, the others are drawn thinly.
+    """
+    order = sorted(areas, key=lambda name: areas[name])
+    close = 0.3 if areas[order[0]] > 0.95 else 1.0
+    with style():
+        figure, axes = _figure(3.7, 4.1 + 0.16 * min(len(order), MOST_CURVES))
+        for at, name in enumerate(order):
+            part = curves[curves["class"] == name]
+            named = at < MOST_CURVES
+            look = _series(at) | {"linewidth": 1.5} if named else {"color": RULE, "linewidth": 0.8}
+            label = f"{clean(name, 34)}, AUC {areas[name]:.3f}" if named else None
+            axes.plot(part["false_positive_rate"], part["true_positive_rate"], **look, label=label,
+                      zorder=3 if named else 2)  # fmt: skip
+        axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=0.8)
+        axes.set(xlim=(-0.01 * close, close), ylim=(1 - close, 1 + 0.01 * close), aspect="equal")
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
+        for each in (axes.xaxis, axes.yaxis):
+            each.set_major_formatter(_percent())
+        axes.grid()
+        if close < 1:
+            axes.set_title("Upper left corner")
+        figure.legend(loc="outside lower left", ncols=1)
+        alt = f"ROC curves of {len(order)} classes, each against the rest"
+        return _drawing(figure, "roc", curves, alt)
 
 
 def robustness(frame: pd.DataFrame, metric: str) -> Drawing:
@@ -310,7 +391,7 @@ def robustness(frame: pd.DataFrame, metric: str) -> Drawing:
     kinds = list(dict.fromkeys(frame["corruption"]))
     columns = min(2, len(kinds))
     rows = -(-len(kinds) // columns)
-    with _style():
+    with style():
         figure = Figure(figsize=(1.7 * columns + 0.3, 1.6 * rows + 0.2), layout="constrained")
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes, kind in zip(grid.flat, kinds, strict=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from leukoscope import files
+from leukoscope.data.table import read_parquet
 from leukoscope.errors import InputError
+from leukoscope.evaluate.predictions import Predictions
+from leukoscope.recipes.judgement import scored
 from leukoscope.recipes.published import Measured
+from leukoscope.report.numbers import Interval
 
 _REWRITE = "Write the file anew, or remove it to get the report without it."
 
@@ -118,6 +120,20 @@ class Run:
             {"image": frame["image"].astype(str), "label": frame["label"].astype(str)}
         ).assign(patient=frame.get("patient"))
 
+    def limits(self, metric: str) -> Interval:
+        """The 95 % interval of a metric, or None."""
+        found = (self.metrics.get("ci") or {}).get(metric)
+        return found if isinstance(found, list | tuple) else None
+
+    @cached_property
+    def scored(self) -> Predictions | None:
+        """`tested` checked, with probabilities where it has them; None without predictions.
+
+        Raises InputError where a label isn't among the classes or a row's probabilities aren't.
+        """
+        frame = self.tested
+        return None if frame is None or not self.classes else scored(frame, self.classes)
+
     def probabilities(self) -> np.ndarray | None:
         """(n, k) probabilities of `tested` in the order of `classes`; None where not given."""
         columns = [f"prob_{name}" for name in self.classes]
@@ -180,15 +196,14 @@ def _toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {problem}", fix=_REWRITE, field=path.name) from None
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+def _read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """A csv or parquet file; of a parquet file only those of the `columns` that it has."""
+    if path.suffix != ".csv":
+        table = read_parquet(path, "a table", fix=_REWRITE, field=path.name, columns=columns)
+        return table.to_pandas(ignore_metadata=True)
     try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path)
-        if columns is not None:
-            columns = [c for c in pq.read_schema(path).names if c in columns]
-        return pd.read_parquet(path, columns=columns)
-    except (OSError, ValueError, pa.ArrowException, pd.errors.EmptyDataError) as problem:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as problem:
         why = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise InputError(f"Can't read {path}: {why}", fix=_REWRITE, field=path.name) from None
 

@@ -39,54 +39,86 @@ def undefined(run: Run, metric: str) -> Cell:
     return Cell("undefined", str(reasons.get(metric) or "no reason was recorded"))
 
 
-def limits(run: Run, metric: str) -> Any:
-    """The interval of a metric, or None."""
-    return (run.metrics.get("ci") or {}).get(metric)
-
-
 def value(run: Run, metric: str) -> Cell | str:
     """One of the run's own metrics with its interval."""
     found = number(run.metrics.get(metric))
-    return undefined(run, metric) if found is None else measured(metric, found, limits(run, metric))
+    return undefined(run, metric) if found is None else measured(metric, found, run.limits(metric))
 
 
 # --- learning curves ------------------------------------------------------------------------------
 
 
 def chosen_epoch(history: pd.DataFrame) -> int | None:
-    """The row of the epoch that was kept: marked as `chosen`, else of lowest validation loss."""
-    if "chosen" in history and history["chosen"].astype(bool).any():
-        return int(np.flatnonzero(history["chosen"].astype(bool))[-1])
-    if "validation_loss" in history and history["validation_loss"].notna().any():
-        return int(np.nanargmin(history["validation_loss"].to_numpy(float)))
-    return None
+    """The place of the epoch that was kept: of lowest validation loss in the last phase."""
+    losses = history.get("validation_loss", pd.Series(dtype=float)).to_numpy(float)
+    if "phase" in history:
+        losses = np.where(history["phase"] == history["phase"].iloc[-1], losses, np.nan)
+    return None if np.isnan(losses).all() else int(np.nanargmin(losses))
 
 
 def learning(run: Run) -> Section:
-    """Loss and accuracy by epoch."""
+    """Loss and accuracy by epoch, of each network by itself, a line a fold."""
     name = "Learning curves"
-    history = run.history
-    drawn = []
-    if history is not None:
-        chosen = chosen_epoch(history)
-        both = [figures.learning_curve(history, what, chosen) for what in ("loss", "accuracy")]
+    blocks = []
+    for network, history in _networks(run.history):
+        parts = [part for _, part in history.groupby("fold")] if "fold" in history else [history]
+        places = [chosen_epoch(part) for part in parts] if not _averaged(run) else []
+        chosen = [
+            int(part.index[place])
+            for part, place in zip(parts, places, strict=False)
+            if place is not None
+        ]
+        both = [figures.learning_curve(history, w, chosen, network) for w in ("loss", "accuracy")]
         drawn = [drawing for drawing in both if drawing is not None]
-    if history is None or not drawn:
+        if drawn:
+            blocks.append(Plot(drawn, _learning_says(run, network, parts, chosen)))
+    if not blocks:
         text = "There is no training history, as nothing was trained here; to have one, run"
-        return Section(
-            "learning", name, [Missing(text, "leukoscope train RECIPE cells.parquet -o RUN")]
+        command = "leukoscope train RECIPE cells.parquet -o RUN"
+        return Section("learning", name, [Missing(text, command)])
+    return Section("learning", name, blocks)
+
+
+def _networks(history: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
+    if history is None:
+        return []
+    if "network" not in history:
+        return [("", history)]
+    return [(str(name), part) for name, part in history.groupby("network", sort=False)]
+
+
+def _averaged(run: Run) -> bool:
+    """Whether what was kept is an average of epochs, and so none of them."""
+    training = run.recipe.get("training")
+    averaging = training.get("averaging") if isinstance(training, Mapping) else None
+    return isinstance(averaging, Mapping) and bool(averaging.get("start"))
+
+
+def _learning_says(
+    run: Run, network: str, parts: Sequence[pd.DataFrame], chosen: Sequence[int]
+) -> str:
+    head = f"{network}: " if network else ""
+    history = parts[0]
+    phases = history["phase"].nunique() if "phase" in history else 1
+    borders = " Dotted lines part the phases of training." if phases > 1 else ""
+    if _averaged(run):
+        return f"{head}The weights kept are an average over the last epochs.{borders}"
+    if not chosen:
+        return f"{head}No validation loss was recorded, so which epoch is best can't be told."
+    if len(parts) > 1:
+        epochs = [str(list(part.index).index(row) + 1)
+                  for part, row in zip(parts, chosen, strict=False)]  # fmt: skip
+        return (
+            f"{head}One line a fold; rings mark the epochs kept: {listing(epochs)}. Lines that lie "
+            f"close together mean that the result hardly depends on the fold.{borders}"
         )
-    return Section("learning", name, [Plot(drawn, _learning_says(history, chosen))])
+    return f"{head}{_one_history_says(history, list(history.index).index(chosen[0]))}{borders}"
 
 
-def _learning_says(history: pd.DataFrame, chosen: int | None) -> str:
-    if chosen is None:
-        return "No validation loss was recorded, so which epoch is best can't be told."
+def _one_history_says(history: pd.DataFrame, chosen: int) -> str:
     row, n = history.iloc[chosen], len(history)
-    says = [f"Epoch {chosen + 1} of {n} was kept"]
-    loss = number(_item(row, "validation_loss"))
-    if loss is not None:
-        says[0] += f", with a validation loss of {loss:.3f}"
+    loss = float(row["validation_loss"])
+    says = [f"Epoch {chosen + 1} of {n} was kept, with a validation loss of {loss:.3f}"]
     if chosen == n - 1:
         says.append("the loss was still falling at the end, so longer training may gain more")
     else:
@@ -156,7 +188,7 @@ def classes(run: Run) -> Section:
     for metric in known:
         found = number(run.metrics[metric])
         own = undefined(run, metric) if found is None else plain(metric, found)
-        low, high = bounds(limits(run, metric))
+        low, high = bounds(run.limits(metric))
         ends = (
             ["", ""] if low is None or high is None else [plain(metric, low), plain(metric, high)]
         )
@@ -219,7 +251,7 @@ def _per_class(run: Run) -> list[Block]:
         cells: list[Cell | str] = [
             undefined(run, f"per_class.{name}.{m}")
             if number(row.get(m)) is None
-            else plain(m, row[m])
+            else measured(m, row[m], run.limits(f"per_class.{name}.{m}"))
             for m in columns
         ]
         rows.append([str(name), *cells, f"{row.get('support', 0):,}"])
@@ -292,7 +324,7 @@ def _published_says(run: Run, tables: Sequence[Mapping[str, Any]]) -> str:
     ours = number(run.metrics.get("accuracy"))
     if theirs is None or ours is None:
         return "The paper's figures as it states them."
-    low, high = bounds(limits(run, "accuracy"))
+    low, high = bounds(run.limits("accuracy"))
     side = "above" if ours > theirs else "below"
     text = f"Accuracy here is {points(ours - theirs)} {side} the published figure"
     if low is None or high is None:
@@ -341,7 +373,7 @@ def protocols(run: Run) -> Section:
         rows.append([title(metric), value(run, metric), cell, _difference(metric, given)])
         here = number(run.metrics.get(metric))
         if metric in ("accuracy", "macro_f1") and here is not None and there is not None:
-            data.append((title(metric), own, here, *bounds(limits(run, metric))))
+            data.append((title(metric), own, here, *bounds(run.limits(metric))))
             data.append((title(metric), other, there, *bounds(ends.get(metric))))
     frame = pd.DataFrame(data, columns=["name", "kind", "value", "low", "high"])
     blocks: list[Block] = []

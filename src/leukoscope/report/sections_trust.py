@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from leukoscope.evaluate.metrics import ECE_BINS, SCALARS, confidence_bins
+from leukoscope.evaluate.calibration import reliability
+from leukoscope.evaluate.metrics import ECE_BINS, SCALARS
 from leukoscope.report import figures, verdict
 from leukoscope.report.inputs import Run
 from leukoscope.report.numbers import bounds, is_decimal, number, percent, plain
@@ -22,7 +23,7 @@ def baseline(run: Run) -> Section:
         command = "leukoscope audit cells.parquet --split split.parquet --json audit.json"
         return Section("baseline", name, [Missing(text, command)])
     data = [(r.name, r.value, *bounds(r.limits)) for r in rivals]
-    data.append(("This model", accuracy, *bounds((run.metrics.get("ci") or {}).get("accuracy"))))
+    data.append(("This model", accuracy, *bounds(run.limits("accuracy"))))
     frame = pd.DataFrame(data, columns=["name", "value", "low", "high"])
     drawing = figures.ranges(
         "baseline", frame, "Accuracy of the trivial baselines and of this model", title="Accuracy"
@@ -33,34 +34,24 @@ def baseline(run: Run) -> Section:
 def calibration(run: Run) -> Section:
     """Whether a stated confidence of 90 % is right nine times in ten."""
     name = "Calibration"
-    probs, frame = run.probabilities(), run.tested
-    if probs is None or frame is None or not len(frame):
+    if run.scored is None or run.scored.probs is None:
         text = (
             "Without class probabilities calibration can't be judged; give prob_<class> columns to"
         )
         command = "leukoscope evaluate predictions.csv -o metrics.json"
         return Section("calibration", name, [Missing(text, command)])
-    bins = reliability_bins(probs, frame["label"].to_numpy(), run.classes)
+    bins = reliability_bins(run)
     ece = number(run.metrics.get("ece"))
-    return Section("calibration", name, [Plot([figures.reliability(bins)], _reliable(bins, ece))])
+    drawing = figures.reliability({"this model": bins})
+    return Section("calibration", name, [Plot([drawing], _reliable(bins, ece))])
 
 
-def reliability_bins(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Per equal-width bin of confidence: `low, high, n, confidence, accuracy` (NaN where empty)."""
-    confidence = probs.max(axis=1)
-    correct = np.asarray(classes, dtype=object)[probs.argmax(axis=1)] == labels
-    which = confidence_bins(confidence, ECE_BINS)
-    n = np.bincount(which, minlength=ECE_BINS)
-    edges = np.linspace(0, 1, ECE_BINS + 1)
-    safe = np.where(n > 0, n, np.nan)
-    return pd.DataFrame(
-        {
-            "low": edges[:-1],
-            "high": edges[1:],
-            "n": n,
-            "confidence": np.bincount(which, confidence, ECE_BINS) / safe,
-            "accuracy": np.bincount(which, correct, ECE_BINS) / safe,
-        }
+def reliability_bins(run: Run) -> pd.DataFrame:
+    """Per bin of confidence `low, high, n, confidence, accuracy`, of a run with probabilities."""
+    found = run.scored
+    assert found is not None and found.probs is not None
+    return pd.DataFrame(reliability(found.probs, found.labels)).astype(
+        {"confidence": float, "accuracy": float}
     )
 
 

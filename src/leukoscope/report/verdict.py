@@ -74,7 +74,7 @@ def gain(run: Run) -> str:
         return "No trivial baseline was measured, so these figures can't be put in scale."
     best = max(rivals, key=lambda rival: rival.value)
     known = f"{best.name} reaches {measured('accuracy', best.value, best.limits)}"
-    low, _ = bounds(_limits(run, "accuracy"))
+    low, _ = bounds(run.limits("accuracy"))
     ceiling = bounds(best.limits)[1]
     more = accuracy - best.value
     if more <= 0:
@@ -135,10 +135,6 @@ def section(run: Run) -> Section:
     return Section("verdict", "Verdict", [*blocks, Facts(_facts(run))])
 
 
-def _limits(run: Run, metric: str) -> Interval:
-    return (run.metrics.get("ci") or {}).get(metric)
-
-
 def _how_good(run: Run) -> str:
     accuracy = number(run.metrics.get("accuracy"))
     n = run.metrics.get("n") or 0
@@ -147,7 +143,7 @@ def _how_good(run: Run) -> str:
     part = count(n, f"{run.role} {noun}")
     if accuracy is None:
         return f"The accuracy on {part}{how} is undefined."
-    share = measured("accuracy", accuracy, _limits(run, "accuracy"))
+    share = measured("accuracy", accuracy, run.limits("accuracy"))
     text = f"The model names the right class for {share} of {part}{how}"
     if run.role == "validation":
         text += ", the part that also chose the model"
@@ -155,7 +151,7 @@ def _how_good(run: Run) -> str:
     if macro is None:
         return f"{text}."
     classes = count(len(run.classes), "class")
-    limits = _limits(run, "macro_f1")
+    limits = run.limits("macro_f1")
     return f"{text}; over its {classes} the mean F1 is {measured('macro_f1', macro, limits)}."
 
 
@@ -171,7 +167,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     for name, metric in (("Accuracy", "accuracy"), ("Macro F1", "macro_f1")):
         value = number(run.metrics.get(metric))
         if value is not None:
-            head, _, rest = measured(metric, value, _limits(run, metric)).partition(" ")
+            head, _, rest = measured(metric, value, run.limits(metric)).partition(" ")
             facts.append((name, head, rest))
     rivals = baselines(run)
     if rivals:
