@@ -30,7 +30,7 @@ def captums(classifier: Classifier, layer: nn.Module, images: Tensor) -> Tensor:
 
 def test_maps_of_a_convolutional_network_are_captums_and_the_graphs() -> None:
     classifier, images = made("cnn", 96)
-    maps = class_maps(classifier, "cnn", images)
+    maps = class_maps(classifier, images)
     assert maps.shape == (2, 3, 3, 3)
     assert (maps >= 0).all()
     expected = captums(classifier, classifier.backbone, images)
@@ -47,7 +47,7 @@ def test_maps_of_a_convolutional_network_are_captums_and_the_graphs() -> None:
 
 def test_maps_of_alexnet_are_those_of_its_last_convolution() -> None:
     classifier, images = made("alexnet_2012", 95)
-    maps = class_maps(classifier, "alexnet_2012", images)
+    maps = class_maps(classifier, images)
     assert maps.shape == (2, 3, 5, 5)
     assert maps.max() > 0
     expected = captums(classifier, classifier.backbone.features[-2], images)  # type: ignore[index]
@@ -57,7 +57,7 @@ def test_maps_of_alexnet_are_those_of_its_last_convolution() -> None:
 def test_maps_of_a_vit_are_on_its_patches() -> None:
     classifier, images = made("vit_tiny_patch16_224", 64)
     images = images[..., :40]  # a grid of 4 x 3, the last column padded
-    maps = class_maps(classifier, "vit_tiny_patch16_224", images)
+    maps = class_maps(classifier, images)
     assert maps.shape == (2, 3, 4, 3)
     assert maps.max() > 0
     # The same by hand, one token after another: the last block with its normalised input given.
@@ -72,9 +72,9 @@ def test_maps_of_a_vit_are_on_its_patches() -> None:
 
 def test_frozen_networks_have_maps_and_gradients_stay_untouched() -> None:
     classifier, images = made("cnn", 64)
-    expected = class_maps(classifier, "cnn", images)
+    expected = class_maps(classifier, images)
     assert all(p.grad is None for p in classifier.parameters())
     classifier.requires_grad_(False)
     with torch.no_grad():
-        assert torch.equal(class_maps(classifier, "cnn", images), expected)
+        assert torch.equal(class_maps(classifier, images), expected)
     assert not images.requires_grad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,14 +12,17 @@ from leukoscope.models.classifier import Classifier
 
 
 @torch.enable_grad()
-def class_maps(classifier: Classifier, name: str, images: Tensor) -> Tensor:  # noqa: ARG001
-    """Where the evidence for each class lies: (n, classes, h, w), not negative, of no scale.
+def class_maps(
+    classifier: Classifier, images: Tensor, classes: Sequence[int] | None = None
+) -> Tensor:
+    """Where the evidence for `classes` (default all) lies: (n, classes, h, w), not negative, of no
+    scale.
 
     Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) of the logits at the network's last spatial map:
     of a ViT its patch tokens as they enter the last block's attention, on the grid of patches; of
     VGG and AlexNet the last convolution's map after its ReLU; of all others the feature map, where
     this is what `explain.gradcam.heat_map` makes of the graph's outputs, before its scaling.
-    `name` is the backbone's. The classifier is left in inference mode, its gradients untouched.
+    The classifier is left in inference mode, its gradients untouched.
     """
     classifier.eval()
     seen: list[Tensor] = []
@@ -29,7 +34,7 @@ def class_maps(classifier: Classifier, name: str, images: Tensor) -> Tensor:  # 
         handle.remove()
     (found,) = seen
     maps = []
-    for k in range(logits.shape[1]):
+    for k in range(logits.shape[1]) if classes is None else classes:
         (gradient,) = torch.autograd.grad(logits[:, k].sum(), found, retain_graph=True)
         values, slopes = (_spatial(classifier.backbone, part, images) for part in (found, gradient))
         maps.append((values * slopes.mean(dim=(2, 3), keepdim=True)).sum(dim=1).relu())

@@ -172,9 +172,7 @@ def load_model(run: Path) -> tuple[Learned, Contract]:
 def _load_network(folder: Path, network: Network, contract: Contract) -> Classifier:
     path = folder / network.file
     _verify(path, network.sha256)
-    start = Weights("none", InputFormat(mean=network.mean, std=network.std), network.arguments)
-    head = list(contract.model.head)
-    classifier = build(network.architecture, head, len(contract.classes), start, seed=0)
+    classifier = untrained(network, contract, seed=0)
     try:
         classifier.load_state_dict(deserialise(path.read_bytes()))
     except (RuntimeError, SafetensorError) as problem:
@@ -184,6 +182,13 @@ def _load_network(folder: Path, network: Network, contract: Contract) -> Classif
             field="run",
         ) from None
     return classifier.eval()
+
+
+def untrained(network: Network, contract: Contract, seed: int) -> Classifier:
+    """A network of a contract with weights drawn at random by `seed`, in inference mode."""
+    start = Weights("none", InputFormat(mean=network.mean, std=network.std), network.arguments)
+    head = list(contract.model.head)
+    return build(network.architecture, head, len(contract.classes), start, seed=seed).eval()
 
 
 def _verify(path: Path, digest: str) -> None:
