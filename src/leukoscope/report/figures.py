@@ -130,7 +130,8 @@ def style() -> Iterator[None]:
         yield
 
 
-def _drawing(figure: Figure, name: str, data: pd.DataFrame, alt: str) -> Drawing:
+def drawing(figure: Figure, name: str, data: pd.DataFrame, alt: str) -> Drawing:
+    """A figure that was put together in `style`, drawn in it."""
     stream = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)
@@ -187,7 +188,7 @@ def learning_curve(
         figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
         kept = [c for c in ("network", "fold", "phase", "epoch", *columns) if c in history]
         alt = f"Line chart of {what} over {max(map(len, parts))} epochs, training and validation"
-        return _drawing(figure, name_of("learning", network, what), history[kept], alt)
+        return drawing(figure, name_of("learning", network, what), history[kept], alt)
 
 
 def _part_name(column: str) -> str:
@@ -224,8 +225,11 @@ def _phase_starts(history: pd.DataFrame) -> list[int]:
     return [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
 
 
-def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], model: str = "") -> Drawing:
-    """Counts and row shares; `matrix` is (k, k) int with true classes as rows."""
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], place: str = "", model: str = "") -> Drawing:
+    """Counts and row shares; `matrix` is (k, k) int with true classes as rows.
+
+    Of several models each has a `place` in the names of the files, and its name as title.
+    """
     k = len(classes)
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
@@ -258,7 +262,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], model: str = ""
         alt = f"Confusion matrix of {k} classes: rows true, columns predicted, counts, row shares"
         if model:
             axes.set_title(clean(model, 40))
-        return _drawing(figure, name_of("confusion_matrix", model), data, alt)
+        return drawing(figure, name_of("confusion_matrix", place), data, alt)
 
 
 def _cell_text(axes: Axes, row: int, column: int, n: int, share: float, *, small: bool) -> None:
@@ -316,7 +320,7 @@ def ranges(
             axes.set_title(title)
         if len(kinds) > 1:
             figure.legend(loc="outside lower center", ncols=2)
-        return _drawing(figure, name, data, alt)
+        return drawing(figure, name, data, alt)
 
 
 def reliability(models: Mapping[str, pd.DataFrame]) -> Drawing:
@@ -348,7 +352,7 @@ def reliability(models: Mapping[str, pd.DataFrame]) -> Drawing:
             each.set_major_formatter(_percent())
         alt = "Reliability diagram: share of correct answers against stated confidence, with counts"
         frames = [bins.assign(model=name) for name, bins in models.items()]
-        return _drawing(figure, "reliability", pd.concat(frames, ignore_index=True), alt)
+        return drawing(figure, "reliability", pd.concat(frames, ignore_index=True), alt)
 
 
 def _series(at: int) -> dict[str, Any]:
@@ -356,7 +360,9 @@ def _series(at: int) -> dict[str, Any]:
     return {"color": SERIES[at % len(SERIES)], "linestyle": LINES[at % len(LINES)]}
 
 
-def roc(curves: pd.DataFrame, areas: Mapping[str, float]) -> Drawing:
+def roc(
+    curves: pd.DataFrame, areas: Mapping[str, float], place: str = "", model: str = ""
+) -> Drawing:
     """One-vs-rest ROC curves from `class, false_positive_rate, true_positive_rate`.
 
     areas: the AUC of each class; those of the lowest are named, the others are drawn thinly.
@@ -379,11 +385,11 @@ def roc(curves: pd.DataFrame, areas: Mapping[str, float]) -> Drawing:
         for each in (axes.xaxis, axes.yaxis):
             each.set_major_formatter(_percent())
         axes.grid()
-        if close < 1:
-            axes.set_title("Upper left corner")
+        corner = "upper left corner" if close < 1 else ""
+        axes.set_title(", ".join(part for part in (clean(model, 24), corner) if part))
         figure.legend(loc="outside lower left", ncols=1)
         alt = f"ROC curves of {len(order)} classes, each against the rest"
-        return _drawing(figure, "roc", curves, alt)
+        return drawing(figure, name_of("roc", place), curves, alt)
 
 
 def robustness(frame: pd.DataFrame, metric: str) -> Drawing:
@@ -404,4 +410,4 @@ def robustness(frame: pd.DataFrame, metric: str) -> Drawing:
             axes.remove()
         kept = frame[["corruption", "severity", metric]]
         alt = f"{metric.capitalize()} against the strength of {len(kinds)} kinds of disturbance"
-        return _drawing(figure, "robustness", kept, alt)
+        return drawing(figure, "robustness", kept, alt)

@@ -8,11 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import ClassVar
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from leukoscope import __version__, files
-from leukoscope.report.figures import Drawing
+from leukoscope.report.figures import Drawing, csv_uri
 from leukoscope.report.numbers import clean
 
 
@@ -90,12 +91,28 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in a grid under one caption; `size` is `small` or `large`."""
+    """Pictures in a grid under one caption; `size` is `small`, `large` or, for
+    strips of several, `wide`."""
 
     items: Sequence[Picture]
     caption: str
     size: str = "small"
     kind: ClassVar[str] = "pictures"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table too long to show, as a CSV file `name` beside the page; `text` says what for."""
+
+    name: str
+    data: pd.DataFrame
+    text: str
+    kind: ClassVar[str] = "sheet"
+
+    @property
+    def data_uri(self) -> str:
+        """The table as CSV in a `data:` URI, so that a page alone can give it."""
+        return csv_uri(self.data)
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,7 @@ class Details:
     kind: ClassVar[str] = "details"
 
 
-Block = Paragraph | List | Missing | Facts | Table | Plot | Pictures | Code | Details
+Block = Paragraph | List | Missing | Facts | Table | Plot | Pictures | Sheet | Code | Details
 
 
 @dataclass(frozen=True)
@@ -190,7 +207,7 @@ def render(page: Page) -> str:
 
 
 def write(page: Page, folder: Path, name: str = "report.html") -> Path:
-    """Write the page to `folder/name` and every drawing with its data to `folder/figures`.
+    """Write the page to `folder/name`, every drawing with its data to `folder/figures`, and sheets.
 
     Raises InputError where the folder can't be written to.
     """
@@ -199,6 +216,8 @@ def write(page: Page, folder: Path, name: str = "report.html") -> Path:
             stem = folder / "figures" / drawing.name
             files.write_text(stem.with_suffix(".svg"), drawing.svg)
             files.write_text(stem.with_suffix(".csv"), drawing.data.to_csv(index=False))
+        if isinstance(block, Sheet):
+            files.write_text(folder / block.name, block.data.to_csv(index=False))
     target = folder / name
     files.write_text(target, render(page))
     return target
