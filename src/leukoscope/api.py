@@ -147,11 +147,30 @@ def predict(bundle: Path, paths: Sequence[str | Path], out: Path) -> dict[str, i
     return prediction.predict(Path(bundle), paths, Path(out))
 
 
-def explain(source: Path, images: Sequence[str | Path], out: Path) -> list[dict[str, Any]]:
-    """Grad-CAM overlays of a run's or a bundle's answers; see recipes.explanations.explain."""
+def explain(
+    source: Path,
+    images: Sequence[str | Path],
+    out: Path,
+    *,
+    masks: Path | None = None,
+    sanity: bool = False,
+    tsne: bool = False,
+    neighbours: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Heat maps of a run's or a bundle's answers, the energy in them, whether they pass the sanity
+    check, a map of the features, similar training cells; see recipes.explanations.explain."""
     from leukoscope.recipes import explanations
 
-    return explanations.explain(Path(source), images, Path(out))
+    found = explanations.explain(
+        Path(source), images, Path(out), masks=Path(masks) if masks else None, sanity=sanity,
+        tsne=tsne, neighbours=neighbours, say=say,
+    )  # fmt: skip
+    if tsne:
+        from leukoscope.report import feature_map
+
+        feature_map.write(Path(out))
+    return found
 
 
 def segment(

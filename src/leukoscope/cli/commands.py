@@ -319,11 +319,36 @@ def crop(
 @app.command("explain")
 def explain(
     source: Annotated[Path, typer.Argument(help="A run or a bundle.")],
-    images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
     out: Folder,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Images, folders or globs. None: of a run the surest errors and some right "
+            "answers of the part that it was scored on.",
+            show_default=False,
+        ),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="A folder of nucleus masks as `leukoscope segment` writes them."),
+    ] = None,
+    sanity: Annotated[
+        bool, typer.Option("--sanity", help="Check that maps change with random weights (a run).")
+    ] = False,
+    tsne: Annotated[
+        bool,
+        typer.Option("--tsne", help="A map of the features: of the images, or the scored part."),
+    ] = False,
+    neighbours: Annotated[
+        int, typer.Option(min=0, max=100, help="So many most similar training images of each.")
+    ] = 0,
 ) -> None:
-    """Heat maps: where in the image the evidence for the predicted class lies (Grad-CAM)."""
-    made = api.explain(source, images, out)
+    """Heat maps: where in the image the evidence for the predicted class lies (Grad-CAM), and how
+    much of it in the cell; what else the model finds similar."""
+    made = api.explain(
+        source, images or [], out, masks=masks, sanity=sanity, tsne=tsne, neighbours=neighbours,
+        say=show.note,
+    )  # fmt: skip
     show.say(f"{sum('file' in entry for entry in made)} heat maps in {out}")
     show.unreadable([entry for entry in made if "why" in entry])
 
