@@ -22,7 +22,7 @@ from leukoscope.data import audit, synthetic
 from leukoscope.data import index as indexes
 from leukoscope.errors import InputError
 from leukoscope.evaluate import intervals, significance
-from leukoscope.recipes import ablation, judgement, published, reproduction
+from leukoscope.recipes import ablation, judgement, levels, published, reproduction
 from leukoscope.recipes.published import NOT_HERE, NOT_RUN, Measured
 from leukoscope.recipes.schema import names, resolve
 from leukoscope.report import run as report
@@ -444,7 +444,7 @@ def test_an_ablation_of_a_figure_that_is_no_metric_of_the_scored_images(
 
 def test_patient_level_figures_are_those_of_the_mean_probabilities() -> None:
     frame = answers(0.8)
-    found, why = judgement.patient_level(frame, CLASSES)
+    found, why = levels.by_mean(frame, CLASSES)
     assert found is not None
     assert why == ""
     means = frame.groupby("patient")[[f"prob_{c}" for c in CLASSES]].mean()
@@ -460,15 +460,15 @@ def test_patient_level_figures_are_those_of_the_mean_probabilities() -> None:
 
 def test_patient_level_says_why_there_is_none() -> None:
     frame = answers(2.0)
-    assert judgement.patient_level(frame.assign(patient=None), CLASSES) == (
+    assert levels.by_mean(frame.assign(patient=None), CLASSES) == (
         None, "no patient is known",
     )  # fmt: skip
     mixed = frame.assign(patient=["P1" if i < 9 else p for i, p in enumerate(frame["patient"])])
-    found, why = judgement.patient_level(mixed, CLASSES)
+    found, why = levels.by_mean(mixed, CLASSES)
     assert found is None
     assert why.startswith("1 of 25 patients have images of more than one class")
     bare = frame[["image", "patient", "label", "predicted"]]
-    assert judgement.patient_level(bare, CLASSES) == (None, "no probabilities were given")
+    assert levels.by_mean(bare, CLASSES) == (None, "no probabilities were given")
     measured = judgement.measure(bare, CLASSES)
     assert measured["undefined"]["patient_level"] == "no probabilities were given"
 
@@ -477,7 +477,7 @@ def test_few_patients_and_images_without_one() -> None:
     frame = answers(2.0)
     few = frame[frame["patient"].isin([f"P{i:02d}" for i in range(5)])]
     part = few.assign(patient=[None if i < 3 else p for i, p in enumerate(few["patient"])])
-    found, _ = judgement.patient_level(part, CLASSES)
+    found, _ = levels.by_mean(part, CLASSES)
     assert found is not None
     assert found["n"] == 5
     assert set(found["ci"]) == {"accuracy", "micro_f1"}

@@ -25,7 +25,7 @@ from leukoscope.registry import Registry
 
 ECE_BINS = 15
 _EPSILON = float(np.finfo(np.float64).eps)
-_NO_PROBS = "no probabilities were given"
+NO_PROBS = "no probabilities were given"
 
 
 class Undefined(ValueError):  # noqa: N818 - a state of the data, not an error of anyone's
@@ -268,7 +268,7 @@ def mcc(c: Counts) -> np.ndarray:
 
 def _probs(predictions: Predictions) -> np.ndarray:
     if predictions.probs is None:
-        raise Undefined(_NO_PROBS)
+        raise Undefined(NO_PROBS)
     return predictions.probs
 
 
@@ -405,7 +405,7 @@ def per_class(
     counts = Counts.of(confusion_matrix(predictions))
     columns = {name: (function(counts), why) for name, (function, why) in PER_CLASS.items()}
     if predictions.probs is None:
-        columns["roc_auc"] = (np.full(len(predictions.classes), np.nan), _NO_PROBS)
+        columns["roc_auc"] = (np.full(len(predictions.classes), np.nan), NO_PROBS)
     else:
         why = "no image has this label, or every image has it"
         columns["roc_auc"] = (class_auc(predictions)[0], why)

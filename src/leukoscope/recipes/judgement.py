@@ -17,101 +17,13 @@ from leukoscope.data.audit import shortcut_predictions
 from leukoscope.data.index import CellIndex
 from leukoscope.data.table import read_parquet
 from leukoscope.errors import InputError, LeakError, UnknownNameError, some
-from leukoscope.evaluate import intervals, metrics, significance
+from leukoscope.evaluate import significance
 from leukoscope.files import read_json
 from leukoscope.progress import track
+from leukoscope.recipes.levels import measure, patients_of, row_ids, scored, units_of
 
+_TEXT = ("label", "predicted", "patient", "slide", "image")
 _WHOLE = re.compile(r"\d+(\.0*)?")
-
-
-def scored(frame: pd.DataFrame, classes: Sequence[str]) -> metrics.Predictions:
-    """A table of label, predicted and perhaps prob_<class> columns as Predictions."""
-    columns = [f"prob_{name}" for name in classes]
-    probs = frame[columns].to_numpy(float) if set(columns) <= set(frame.columns) else None
-    return metrics.Predictions.from_names(
-        frame["label"].tolist(), frame["predicted"].tolist(), probs, list(classes)
-    )
-
-
-def patients_of(frame: pd.DataFrame) -> list[str | None]:
-    """The patient of each row, None where unknown."""
-    if "patient" not in frame:
-        return [None] * len(frame)
-    return [None if pd.isna(p) else str(p) for p in frame["patient"]]
-
-
-def units_of(frame: pd.DataFrame) -> list[str]:
-    """What an interval resamples: patients; where unknown, images with all their views."""
-    images = frame["image"] if "image" in frame else frame.index.astype(str)
-    return [
-        f"image {i}" if p is None else p for p, i in zip(patients_of(frame), images, strict=True)
-    ]
-
-
-def row_ids(frame: pd.DataFrame) -> list[str]:
-    """An id a row: the image; of an augmented view, which published protocols score, that too."""
-    images = frame["image"].astype(str)
-    if "view" not in frame:
-        return images.tolist()
-    pairs = zip(images, frame["view"], strict=True)
-    return [f"{image} view {view}" if view else image for image, view in pairs]
-
-
-def measure(frame: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
-    """metrics.json of a table of predictions, intervals included, without the baseline.
-
-    Rows of several folds are judged together. `patient_level` holds the same by patient, or None.
-    """
-    result = _measure(frame, classes)
-    result["patient_level"], why = patient_level(frame, classes)
-    if why:
-        result["undefined"]["patient_level"] = why
-    return result
-
-
-def patient_level(frame: pd.DataFrame, classes: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
-    """The figures by patient: (the shape of metrics.json at level `patient`, "") or (None, why).
-
-    Only where every patient has one label, as where cells inherit their patient's diagnosis; a
-    patient's answer is then the class of the highest mean probability over its images. Accuracy
-    has Wilson's interval, all else a bootstrap over patients, from ten of them on.
-    """
-    columns = [f"prob_{name}" for name in classes]
-    known = frame[[p is not None for p in patients_of(frame)]]
-    if known.empty:
-        return None, "no patient is known"
-    labels = known.groupby("patient")["label"].nunique()
-    if (labels > 1).any():
-        mixed = f"{int((labels > 1).sum())} of {len(labels)} patients"
-        return None, f"{mixed} have images of more than one class, so none has a class of its own"
-    if not set(columns) <= set(frame.columns):
-        return None, "no probabilities were given"
-    patients = known.groupby("patient")
-    probs = patients[columns].mean()
-    answers = pd.DataFrame({"patient": probs.index, "label": patients["label"].first().to_numpy()})
-    answers["predicted"] = np.array(list(classes), dtype=object)[probs.to_numpy().argmax(axis=1)]
-    result = _measure(answers.join(probs.reset_index(drop=True)), classes, level="patient")
-    if len(known) < len(frame):
-        result["notes"].append(f"{len(frame) - len(known)} images without a patient left out.")
-    return result, ""
-
-
-def _measure(
-    frame: pd.DataFrame, classes: Sequence[str], *, level: str = "image"
-) -> dict[str, Any]:
-    found = scored(frame, classes)
-    patients, units = patients_of(frame), units_of(frame)
-    result = metrics.summarise(found, level=level)
-    few = level == "patient" and len(frame) < intervals.FEW_GROUPS
-    result["ci"] = {} if few else intervals.bootstrap(found, units)
-    if level == "patient":
-        share = intervals.wilson(int(found.correct.sum()), len(found))
-        result["ci"] |= {"accuracy": share, "micro_f1": share}
-    about = intervals.describe(found, patients, result["ci"]) | {"groups": len(set(units))}
-    result["interval"] = about
-    if about["note"]:
-        result["notes"] = [*result["notes"], about["note"]]
-    return result
 
 
 def baseline(index: CellIndex, roles: pd.DataFrame, role: str) -> dict[str, float | None]:
@@ -190,7 +102,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         frame = table.to_pandas(ignore_metadata=True)
     else:
         frame = _read_csv(path, fix)
-    for column in ("label", "predicted", "patient", "image"):
+    for column in _TEXT:
         if column in frame:
             frame[column] = pd.Series([indexes.text_of(v) for v in frame[column]], dtype=object)
     _refuse_gaps(frame, path)
@@ -212,7 +124,7 @@ def _whole_numbers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_csv(path: Path, fix: str) -> pd.DataFrame:
-    text = dict.fromkeys(("label", "predicted", "patient", "image"), str)
+    text = dict.fromkeys(_TEXT, str)
     try:
         with path.open(encoding="utf-8-sig") as handle:
             header = handle.readline()
@@ -328,9 +240,9 @@ def _refuse_known(source: Path, index: CellIndex, own_sha256: str) -> str:
 
 
 def read_index(reader: Reader, index: CellIndex) -> pd.DataFrame:
-    """Predictions of every readable image: image, patient, label, predicted, prob_<class>…."""
+    """Predictions of every readable image: image, patient, slide, label, predicted, prob_…."""
     rows = {index.path(image): place for place, image in enumerate(index.frame["image"])}
-    frame = index.frame[["image", "patient", "label"]].copy()
+    frame = index.frame[["image", "patient", "slide", "label"]].copy()
     probs = np.full((len(frame), len(reader.contract.classes)), np.nan)
     unreadable = []
     for path, answer in track(reader.read(rows), "Reading cells", total=len(rows)):

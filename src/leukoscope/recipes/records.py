@@ -193,7 +193,7 @@ def judge(
         result["validation"] = summarise(scored(chosen_by, job.classes))
     rows = job.table.iloc[job.scored(job.role)]
     result["phases"] = {
-        number: measure(_answers(rows, softmax(logits.numpy(), 1.0), job.classes), job.classes)
+        number: measure(_answers(job, rows, softmax(logits.numpy(), 1.0)), job.classes)
         for number, logits in phases.items()
     }
     write_json(run / "metrics.json", result)
@@ -202,23 +202,26 @@ def judge(
 def predictions(
     job: Experiment, said: Mapping[str, tuple[Tensor, Tensor]], contract: Contract
 ) -> pd.DataFrame:
-    """image, patient, label, predicted, prob_<class>…, role, view of every scored row."""
+    """image, patient, slide, label, predicted, prob_<class>…, role, view of every scored row."""
     parts = []
     for role, (logits, _) in said.items():
         if role == "train":
             continue
         rows = job.table.iloc[job.scored(role)]
         probs = softmax(logits.numpy(), contract.temperature)
-        part = _answers(rows, probs, contract.classes)
+        part = _answers(job, rows, probs)
         parts.append(part.assign(role=role, view=rows["view"].to_numpy()))
     return pd.concat(parts, ignore_index=True)
 
 
-def _answers(rows: pd.DataFrame, probs: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """image, patient, label, predicted, prob_<class>… of rows with (n, k) probabilities."""
+def _answers(job: Experiment, rows: pd.DataFrame, probs: np.ndarray) -> pd.DataFrame:
+    """image, patient, slide, label, predicted, prob_<class>… of rows of the experiment's table
+    with (n, k) probabilities."""
+    slides = job.index.frame.set_index("image")["slide"]
     part = rows[["image", "patient", "label"]].reset_index(drop=True)
-    part["predicted"] = np.array(classes)[probs.argmax(axis=1)]
-    for column, name in enumerate(classes):
+    part.insert(2, "slide", slides[part["image"]].to_numpy())
+    part["predicted"] = np.array(job.classes)[probs.argmax(axis=1)]
+    for column, name in enumerate(job.classes):
         part[f"prob_{name}"] = probs[:, column]
     return part
 
