@@ -24,9 +24,9 @@ from leukoscope.report.sections_trust import reliability_bins
 
 CLASSES = ["basophil", "eosinophil", "ig", "lymphocyte", "monocyte", "neutrophil"]
 SECTIONS = [
-    *("verdict", "audit", "split", "samples", "learning", "confusion", "classes", "published"),
-    *("protocols", "baseline", "calibration", "robustness", "failures", "explanations"),
-    "environment",
+    *("verdict", "audit", "split", "samples", "learning", "confusion", "classes", "roc"),
+    *("published", "protocols", "baseline", "calibration", "robustness", "errors", "failures"),
+    *("explanations", "environment"),
 ]
 
 
@@ -347,7 +347,7 @@ def test_figures_are_written_with_their_data(full_run: Path, full_html: str) -> 
     assert stems == {f.stem for f in (full_run / "figures").glob("*.csv")}
     assert stems == {
         *("learning_loss", "learning_accuracy", "confusion_matrix", "protocols", "baseline"),
-        *("reliability", "robustness"),
+        *("reliability", "robustness", "roc"),
     }
     matrix = pd.read_csv(full_run / "figures" / "confusion_matrix.csv")
     assert matrix["count"].sum() == 400

@@ -109,25 +109,44 @@ def reproduce(
     return {**found, "report": str(Path(out) / "report.html")}
 
 
-def evaluate(source: Path, *, on: Path | None = None, out: Path | None = None) -> dict[str, Any]:
-    """Metrics of a run, of a run on another index (`on`), or of any tool's predictions.csv."""
+def evaluate(
+    source: Path, *, on: Path | None = None, out: Path | None = None, report: Path | None = None
+) -> dict[str, Any]:
+    """Metrics of a run, of a run on another index (`on`), or of any tool's predictions.csv.
+
+    report: a folder for the page of these figures.
+    """
     from leukoscope.recipes import judgement
 
     refuse_overwriting(out, [source, on])
-    found = judgement.evaluate(Path(source), Path(on) if on else None)
+    found, frame = judgement.judged(Path(source), Path(on) if on else None)
     if out is not None:
         write_json(Path(out), found)
+    if report is not None:
+        from leukoscope.report import run
+
+        run.evaluated(Path(source), Path(on) if on else None, found, frame, Path(report))
     return found
 
 
-def compare(sources: Sequence[Path], *, out: Path | None = None) -> dict[str, Any]:
-    """Paired tests and differences with intervals between predictions of the same images."""
+def compare(
+    sources: Sequence[Path], *, out: Path | None = None, report: Path | None = None
+) -> dict[str, Any]:
+    """Paired tests and differences with intervals between predictions of the same images.
+
+    report: a folder for the page of these figures.
+    """
     from leukoscope.recipes import judgement
 
     refuse_overwriting(out, sources)
-    found = judgement.compare([Path(source) for source in sources])
+    sources = [Path(source) for source in sources]
+    found = judgement.compare(sources)
     if out is not None:
         write_json(Path(out), found)
+    if report is not None:
+        from leukoscope.report import compared
+
+        compared.write(sources, found, Path(report))
     return found
 
 

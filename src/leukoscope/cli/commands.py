@@ -33,6 +33,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3. Repeatable.")
 ]
 
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Write a page with figures into this folder.")
+]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -238,14 +242,17 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", help="Write metrics.json here.")
     ] = None,
     on: Annotated[Path | None, typer.Option(help="Another index: the external test.")] = None,
+    report: Report = None,
     json: Json = False,
 ) -> None:
     """Metrics with intervals, of a run or of any tool's predictions."""
-    found = api.evaluate(source, on=on, out=out)
+    found = api.evaluate(source, on=on, out=out, report=report)
     if json:
         show.json(found)
-    else:
-        show.metrics(str(source), found)
+        return
+    show.metrics(str(source), found)
+    if report is not None:
+        show.say(f"Report: {report / 'report.html'}")
 
 
 @app.command("compare")
@@ -254,10 +261,11 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write comparison.json here.")
     ] = None,
+    report: Report = None,
     json: Json = False,
 ) -> None:
     """Paired tests and differences with intervals on the same images."""
-    found = api.compare(sources, out=out)
+    found = api.compare(sources, out=out, report=report)
     if json:
         show.json(found)
         return
@@ -271,6 +279,8 @@ def compare(
     columns = ("a", "b", "accuracy of a minus b", "only a right", "only b right",
                "McNemar exact p", "permutation p")  # fmt: skip
     show.table("Comparison", columns, rows)
+    if report is not None:
+        show.say(f"Report: {report / 'report.html'}")
 
 
 @app.command("preview")

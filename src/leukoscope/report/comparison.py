@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from leukoscope import files
 from leukoscope.report import page, sections_paper, sections_tests, verdict
+from leukoscope.report.figures import name_of
 from leukoscope.report.numbers import (
     bounds,
     count,
@@ -20,7 +21,7 @@ from leukoscope.report.numbers import (
     title,
 )
 from leukoscope.report.page import Block, Cell, Paragraph, Section, Table
-from leukoscope.report.sections_paper import OVERALL, Row, drawn, estimates, slug
+from leukoscope.report.sections_paper import OVERALL, Row, drawn, estimates
 
 
 def write(folder: Path, found: Mapping[str, Any], *, title: str = "Comparison of runs") -> Path:
@@ -46,7 +47,7 @@ def write(folder: Path, found: Mapping[str, Any], *, title: str = "Comparison of
         title=title,
         subtitle=f"{count(arms, 'arm')}, {count(len(runs), 'run')}",
         sections=sections,
-        banner=verdict.SYNTHETIC if any(map(_synthetic, runs)) else "",
+        banner=verdict.SYNTHETIC if any(map(synthetic, runs)) else "",
         footer=(verdict.PURPOSE,),
     )
     return page.write(built, Path(folder))
@@ -84,10 +85,10 @@ def _metric(metric: str, rows: Sequence[Row]) -> Section:
     caption = f"{title(metric)} by arm, with 95% intervals; difference is published minus clean."
     head = ["Arm", *sections_paper.HEAD, "Difference"]
     blocks: list[Block] = [
-        *drawn(f"arms_{slug(metric)}", named, alt, _metric_says(metric, rows)),
+        *drawn(f"arms_{name_of(metric)}", named, alt, _metric_says(metric, rows)),
         Table(caption, head, [estimates(name, row) for name, row in named]),
     ]
-    return Section(f"metric-{slug(metric)}", title(metric), blocks)
+    return Section(f"metric-{name_of(metric)}", title(metric), blocks)
 
 
 def _metric_says(metric: str, rows: Sequence[Row]) -> str:
@@ -118,7 +119,8 @@ def _tests(found: Mapping[str, Any]) -> list[Section]:
     return [clean, sections_tests.section(name, heading, published)]
 
 
-def _synthetic(run: Path) -> bool:
+def synthetic(run: Path) -> bool:
+    """Whether a run's images were generated."""
     path = Path(run) / "environment.json"
     found = files.read_json(path) if path.is_file() else None
     return isinstance(found, Mapping) and bool((found.get("index") or {}).get("synthetic"))

@@ -225,7 +225,9 @@ def _phase_starts(history: pd.DataFrame) -> list[int]:
     return [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
 
 
-def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], place: str = "", model: str = "") -> Drawing:
+def confusion_matrix(
+    matrix: np.ndarray, classes: Sequence[str], place: str = "", model: str = ""
+) -> Drawing:
     """Counts and row shares; `matrix` is (k, k) int with true classes as rows.
 
     Of several models each has a `place` in the names of the files, and its name as title.

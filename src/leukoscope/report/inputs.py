@@ -62,8 +62,20 @@ class Run:
 
     @property
     def role(self) -> str:
-        """The part that the metrics are about: `test`, `validation` or `external`."""
-        return str(self.metrics.get("role") or "test")
+        """The part that the metrics are about: `test`, `validation` or `external`; "" of foreign
+        predictions, whose part nobody knows."""
+        return str(self.metrics.get("role") or ("test" if self.trained else ""))
+
+    @property
+    def trained(self) -> bool:
+        """Whether Leukoscope trained this model here; otherwise there are predictions alone."""
+        return bool(self.recipe) or "leukoscope" in self.environment
+
+    @property
+    def confusions(self) -> np.ndarray:
+        """(k, k) int, rows true; (0, 0) where metrics.json holds none that fits the classes."""
+        k, matrix = len(self.classes), np.array(self.metrics.get("confusion_matrix") or [])
+        return matrix if matrix.shape == (k, k) else np.zeros((0, 0), dtype=int)
 
     @property
     def synthetic(self) -> bool:

@@ -130,7 +130,7 @@ def estimate(item: object) -> tuple[float | None, Interval]:
 
 def count(n: int, noun: str) -> str:
     """ "1 image", "2,400 images"."""
-    plural = {"class": "classes", "copy": "copies"}.get(noun, f"{noun}s")
+    plural = f"{noun}es" if noun.endswith("class") else f"{noun}s"
     return f"{n:,} {noun if n == 1 else plural}"
 
 

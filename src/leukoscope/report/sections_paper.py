@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -94,11 +93,6 @@ def drawn(stem: str, rows: Sequence[tuple[str, Row]], alt: str, caption: str) ->
     return [Plot([figures.ranges(stem, frame, alt, share=not decimal)], caption)]
 
 
-def slug(text: str) -> str:
-    """A name for a file or an anchor."""
-    return re.sub("[^a-z0-9]+", "_", text.lower()).strip("_")
-
-
 # --- the paper's tables ---------------------------------------------------------------------------
 
 
@@ -134,7 +128,7 @@ def _overall(rows: Sequence[Row], stem: str) -> list[Block]:
             continue
         if by_arm or group not in OVERALL:
             alt = f"{what}: paper, published and clean protocol"
-            blocks += drawn(f"{stem}_{slug(group)}", named, alt, _says(what, own))
+            blocks += drawn(f"{stem}_{figures.name_of(group)}", named, alt, _says(what, own))
         blocks.append(made)
     return blocks
 

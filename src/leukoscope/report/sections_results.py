@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 
 from leukoscope.data.datasets import datasets
 from leukoscope.evaluate.metrics import SCALARS
+from leukoscope.evaluate.predictions import Predictions
 from leukoscope.recipes.published import applying
 from leukoscope.report import figures
 from leukoscope.report.inputs import Run
@@ -31,18 +32,13 @@ from leukoscope.report.sections_paper import shown
 
 PER_CLASS = ("precision", "recall", "specificity", "f1", "ovr_accuracy", "roc_auc")
 MOST_CONFUSIONS = 3
-
-
-def undefined(run: Run, metric: str) -> Cell:
-    """The word "undefined" with its reason."""
-    reasons = run.metrics.get("undefined") or {}
-    return Cell("undefined", str(reasons.get(metric) or "no reason was recorded"))
+MOST_POINTS = 200  # of a ROC curve
 
 
 def value(run: Run, metric: str) -> Cell | str:
-    """One of the run's own metrics with its interval."""
-    found = number(run.metrics.get(metric))
-    return undefined(run, metric) if found is None else measured(metric, found, run.limits(metric))
+    """One of the run's own metrics, `per_class.<name>.<metric>` among them, with its interval or
+    the reason why it is undefined."""
+    return shown(metric, run.measured.lookup(metric))
 
 
 # --- learning curves ------------------------------------------------------------------------------
@@ -145,10 +141,8 @@ def _item(row: pd.Series, name: str) -> object:
 def confusion(run: Run) -> Section:
     """Which class is taken for which."""
     name = "Confusion matrix"
-    matrix = run.metrics.get("confusion_matrix")
-    k = len(run.classes)
-    counts = np.array(matrix) if matrix else np.empty(0)
-    if not k or counts.shape != (k, k):
+    counts = run.confusions
+    if not len(counts):
         text = "metrics.json holds no confusion matrix; to compute it from the predictions, run"
         command = f"leukoscope evaluate {run.folder.name} -o metrics.json"
         return Section("confusion", name, [Missing(text, command)])
@@ -184,19 +178,10 @@ def classes(run: Run) -> Section:
     known += sorted(
         m for m, v in run.metrics.items() if m not in SCALARS and m != "n" and number(v) is not None
     )
-    rows: list[list[Cell | str]] = []
-    for metric in known:
-        found = number(run.metrics[metric])
-        own = undefined(run, metric) if found is None else plain(metric, found)
-        low, high = bounds(run.limits(metric))
-        ends = (
-            ["", ""] if low is None or high is None else [plain(metric, low), plain(metric, high)]
-        )
-        rows.append([title(metric), own, *ends])
-    head = ["Metric", "Value", "95% from", "to"]
-    overall = Table(f"Overall, on {count(run.metrics.get('n') or 0, 'image')}.", head, rows)
-    if run.metrics.get("level") == "patient":
-        overall = Table(f"Overall, on {count(run.metrics.get('n') or 0, 'patient')}.", head, rows)
+    rows: list[list[Cell | str]] = [[title(metric), value(run, metric)] for metric in known]
+    unit = "patient" if run.metrics.get("level") == "patient" else "image"
+    caption = f"Overall, on {count(run.metrics.get('n') or 0, unit)}, with 95% intervals."
+    overall = Table(caption, ["Metric", "Value"], rows)
     notes: list[Block] = [Paragraph(str(note), "quiet") for note in run.metrics.get("notes") or []]
     return Section(
         "classes", "Figures overall and by class", [overall, *notes, *_parts(run), *_per_class(run)]
@@ -248,12 +233,7 @@ def _per_class(run: Run) -> list[Block]:
     columns = [m for m in PER_CLASS if any(m in row for row in table.values())]
     rows: list[list[Cell | str]] = []
     for name, row in table.items():
-        cells: list[Cell | str] = [
-            undefined(run, f"per_class.{name}.{m}")
-            if number(row.get(m)) is None
-            else measured(m, row[m], run.limits(f"per_class.{name}.{m}"))
-            for m in columns
-        ]
+        cells = [value(run, f"per_class.{name}.{m}") for m in columns]
         rows.append([str(name), *cells, f"{row.get('support', 0):,}"])
     return [Table(_classes_say(table), ["Class", *map(title, columns), "Support"], rows)]
 
@@ -275,6 +255,48 @@ def _classes_say(table: Mapping[str, Any]) -> str:
         if few
         else text
     )
+
+
+# --- ROC ------------------------------------------------------------------------------------------
+
+
+def roc(run: Run, place: str = "", model: str = "") -> Section:
+    """Every class against the rest, at every threshold."""
+    name = "ROC curves"
+    table = run.metrics.get("per_class") or {}
+    areas = {
+        c: a for c in run.classes if (a := number((table.get(c) or {}).get("roc_auc"))) is not None
+    }
+    if run.scored is None or run.scored.probs is None or not areas:
+        text = "Without class probabilities there are no ROC curves; give prob_<class> columns to"
+        command = "leukoscope evaluate predictions.csv -o metrics.json"
+        return Section("roc", name, [Missing(text, command)])
+    drawing = figures.roc(roc_curves(run.scored, areas), areas, place, model)
+    worst = min(areas, key=lambda c: areas[c])
+    says = (
+        f"Each class against the rest. {worst} is told apart worst (AUC {areas[worst]:.3f}): of "
+        f"all pairs of one {worst} and one other image {percent(areas[worst])} are ranked right."
+    )
+    more = len(areas) - figures.MOST_CURVES
+    if more > 0:
+        says += f" {count(more, 'class')} of higher AUC stand{'s' if more == 1 else ''} in grey."
+    return Section("roc", name, [Plot([drawing], says)])
+
+
+def roc_curves(found: Predictions, classes: Iterable[str]) -> pd.DataFrame:
+    """`class, false_positive_rate, true_positive_rate` of each class against the rest, at most
+    MOST_POINTS points a class."""
+    from sklearn.metrics import roc_curve
+
+    assert found.probs is not None
+    frames = []
+    for name in classes:
+        column = found.classes.index(name)
+        false, true, _ = roc_curve(found.labels == column, found.probs[:, column])
+        kept = np.unique(np.linspace(0, len(false) - 1, MOST_POINTS).round().astype(int))
+        points_of = {"false_positive_rate": false[kept], "true_positive_rate": true[kept]}
+        frames.append(pd.DataFrame({"class": name, **points_of}))
+    return pd.concat(frames, ignore_index=True)
 
 
 # --- beside the paper, beside the other protocol --------------------------------------------------

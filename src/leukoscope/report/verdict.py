@@ -57,9 +57,8 @@ def baselines(run: Run) -> list[Baseline]:
 
 def _commonest(run: Run) -> float | None:
     """The share of the commonest true class, what guessing it would reach."""
-    matrix = run.metrics.get("confusion_matrix")
-    totals = [sum(row) for row in matrix] if matrix else []
-    return max(totals) / sum(totals) if sum(totals) else None
+    totals = run.confusions.sum(axis=1)
+    return float(totals.max() / totals.sum()) if totals.any() else None
 
 
 def gain(run: Run) -> str:
@@ -140,7 +139,7 @@ def _how_good(run: Run) -> str:
     n = run.metrics.get("n") or 0
     noun = "patient" if run.metrics.get("level") == "patient" else _image(run)
     how = f" under the {run.protocol} protocol" if run.protocol else ""
-    part = count(n, f"{run.role} {noun}")
+    part = count(n, f"{run.role} {noun}".lstrip())
     if accuracy is None:
         return f"The accuracy on {part}{how} is undefined."
     share = measured("accuracy", accuracy, run.limits("accuracy"))
