@@ -43,10 +43,8 @@ def tsne(features: np.ndarray, seed: int) -> np.ndarray:
     rows = unit(features)
     components = min(COMPONENTS, *rows.shape)
     rows = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(rows)
-    found = library.TSNE(
-        perplexity=perplexity_for(len(rows)), random_state=seed, n_jobs=1
-    ).fit(rows)  # fmt: skip
-    return np.asarray(found, np.float64)
+    embedding = library.TSNE(perplexity=perplexity_for(len(rows)), random_state=seed, n_jobs=1)
+    return np.asarray(embedding.fit(rows), np.float64)
 
 
 def nearest(

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leukoscope.imaging.enhancement import resize_keep_aspect
 
-GAP, LINE = 8, 17
+GAP = 8
 INK = (28, 32, 36)
 
 Tile = tuple[str, np.ndarray]
@@ -22,34 +22,37 @@ Tile = tuple[str, np.ndarray]
 def sheet(tiles: Sequence[Tile], *, columns: int, side: int = 224) -> np.ndarray:
     """Tiles in rows of at most `columns`, uint8 RGB on white, each fitted into `side` x `side` px.
 
-    Text that is wider than its tile ends in an ellipsis.
+    Text grows with its tile, so that it can be read in a smaller picture of the sheet; what is
+    wider than the tile ends in an ellipsis.
     """
+    font = _font(max(12, side // 15))
+    line = round(1.4 * font.size)
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     lines = max(text.count("\n") + 1 for text, _ in tiles)
-    height, width = side + LINE * lines + GAP, side + GAP
+    height, width = side + line * lines + GAP, side + GAP
     canvas = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     for place, (text, image) in enumerate(tiles):
         top, left = GAP + place // columns * height, GAP + place % columns * width
         fitted = resize_keep_aspect(image, size=side, background="white")
         canvas.paste(Image.fromarray(fitted), (left, top))
-        for number, line in enumerate(text.split("\n")):
-            at = (left, top + side + 2 + LINE * number)
-            draw.text(at, _fitting(line, side), fill=INK, font=_font())
+        for number, words in enumerate(text.split("\n")):
+            at = (left, top + side + 2 + line * number)
+            draw.text(at, _fitting(words, side, font), fill=INK, font=font)
     return np.asarray(canvas)
 
 
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont:
     """The one that matplotlib brings along: it has far more letters than Pillow's own."""
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 12)
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def _fitting(text: str, width: int) -> str:
+def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
     shown = text
-    while shown and _font().getlength(shown) > width:
+    while shown and font.getlength(shown) > width:
         text = text[:-1]
         shown = f"{text}…"
     return shown

@@ -28,7 +28,7 @@ from leukoscope.recipes.heat_maps import Maps, Opened
 from leukoscope.recipes.origins import Origins
 from leukoscope.recipes.similar import Say, Training
 
-TILE, COLUMNS = 224, 3  # small inputs are enlarged to about this, px
+TILE, COLUMNS = 200, 3  # small inputs are enlarged to this or somewhat more, px
 EXAMPLES = 8  # right and wrong answers each, where no images are given
 CHECKED = 12  # images of the sanity check
 REGIONS = ("cell", "nucleus")
@@ -84,7 +84,9 @@ def explain(
         training = similar.training_features(source, opened.reader, known, say)
     job = _Job(opened, known, maps, masks, training, neighbours, out, say)
     if sanity:  # first, since it fails where the run isn't at hand
-        write_json(out / "sanity.json", _sanity(opened, paths))
+        checked = _sanity(opened, paths)
+        write_json(out / "sanity.json", checked)
+        say(checked["says"])
     found, said = _all(job, paths)
     write_json(out / "explain.json", found)
     if not said:
@@ -213,7 +215,7 @@ def _shares(
 ) -> dict[str, Any]:
     """`maps`: energy_in_cell and energy_in_nucleus of each network; and their means."""
     maps: list[dict[str, Any]] = [
-        {"network": name}
+        {"network": name, "grid": list(heat.shape)}
         | {f"energy_in_{r}": energy.share(heat, regions[r]) if regions else None for r in REGIONS}
         for name, heat in zip(names, heats, strict=True)
     ]
@@ -261,12 +263,12 @@ def _picture(
 ) -> np.ndarray:  # fmt: skip
     """The image, what the networks saw, and each heat map on it, in tiles of one size."""
     seen = apply(image, job.opened.contract.preprocessing)
-    scale = max(1, round(TILE / max(seen.shape[:2])))
-    tiles: list[Tile] = [("image as it is", image), ("what the network saw", seen)]
+    scale = -(-TILE // max(seen.shape[:2]))
+    tiles: list[Tile] = [("as it is", image), ("as the network saw it", seen)]
     for heat, entry in zip(heats, maps, strict=True):
         inside = [entry[f"energy_in_{region}"] for region in REGIONS]
         shares = [f"{r} {v:.0%}" for r, v in zip(REGIONS, inside, strict=True) if v is not None]
-        text = f"{entry['network']}\n" + ("energy: " + ", ".join(shares) if shares else "")
+        text = f"{entry['network']}\n" + (f"heat: {', '.join(shares)}" if shares else "")
         tiles.append((text, outlined(overlay(seen, heat), list(regions.values()), scale)))
     return sheet(tiles, columns=COLUMNS, side=scale * max(seen.shape[:2]))
 

@@ -144,4 +144,19 @@ def sanity(opened: Opened, prepared: np.ndarray, classes: Sequence[int]) -> dict
         found.append({"network": name, **result})
     verdicts = [entry["passed"] for entry in found]
     passed = None if None in verdicts else all(verdicts)
-    return {"images": len(classes), "limit": LIMIT, "passed": passed, "networks": found}
+    says = _sanity_says(passed, found)
+    return {"images": len(classes), "limit": LIMIT, "passed": passed, "says": says,
+            "networks": found}  # fmt: skip
+
+
+def _sanity_says(passed: bool | None, found: Sequence[dict[str, Any]]) -> str:
+    if passed:
+        return "The heat maps pass the sanity check: they change when weights are drawn at random."
+    if passed is None:
+        whys = [f"{entry['network']}: {entry['why']}" for entry in found if entry["why"]]
+        return f"The sanity check tells nothing: {'; '.join(whys)}."
+    failed = ", ".join(entry["network"] for entry in found if entry["passed"] is False)
+    return (
+        f"The heat maps do not pass the sanity check ({failed}): with random weights they stay "
+        "much the same, so that they show the image rather than what was learned."
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,18 +34,18 @@ class Origins:
 
     @cached_property
     def _rows(self) -> dict[Path, int]:
-        return {self.index.path(image): n for n, image in enumerate(self.index.frame["image"])}
+        return {path: n for n, path in enumerate(self.paths(self.index.frame["image"]))}
 
     def row(self, path: Path) -> dict[str, Any] | None:
         """The index's row of a file, or None where the index doesn't have it."""
-        place = self._rows.get(path.absolute(), self._rows.get(path.resolve()))
+        place = self._rows.get(_plain(path), self._rows.get(path.resolve()))
         if place is None:
             return None
         return {str(key): value for key, value in self.index.frame.iloc[place].items()}
 
-    def paths(self, images: Sequence[str]) -> list[Path]:
-        """Where images of the index lie."""
-        return [self.index.path(image) for image in images]
+    def paths(self, images: Iterable[str]) -> list[Path]:
+        """Where images of the index lie, as absolute paths without `..`."""
+        return [_plain(self.index.path(image)) for image in images]
 
 
 def of_run(run: Path) -> Origins | None:
@@ -71,6 +72,10 @@ def of_run(run: Path) -> Origins | None:
         training=sorted(set(roles.loc[roles["role"] == "train", "image"])),
         scored=scored[["image", "label", "predicted", "confidence"]],
     )
+
+
+def _plain(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve asks the disk for every part
 
 
 def _table(path: Path, fold: int | None, index: CellIndex) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from leukoscope.progress import track
 from leukoscope.recipes.origins import Origins
 
 FILE = "training_features.npz"
-COLUMNS, SIDE = 6, 160  # of a contact sheet
+COLUMNS, SIDE = 3, 224  # of a contact sheet
 Say = Callable[[str], None]
 
 

@@ -18,7 +18,7 @@ from leukoscope.report.numbers import clean, count, percent
 
 NAME = "tsne"
 COLUMNS = ("image", "x", "y", "predicted", "label", "novelty")
-NEIGHBOURS = 10
+NEIGHBOURS = 5
 MOST_VECTORS = 2000  # more points are drawn as pixels, lest the page take seconds
 COLOURS = (*figures.SERIES, "#e69f00", "#56b4e9", "#8a7000")
 
@@ -58,7 +58,7 @@ def write(folder: Path) -> None:
     made = draw(frame)
     files.write_text(folder / f"{NAME}.svg", made.svg)
     with files.atomic(folder / f"{NAME}.png") as temporary, figures.style():
-        made.figure.savefig(temporary, format="png", dpi=150)
+        made.figure.savefig(temporary, format="png", dpi=220)
 
 
 def draw(frame: pd.DataFrame) -> Drawing:
@@ -70,15 +70,15 @@ def draw(frame: pd.DataFrame) -> Drawing:
     by = frame["label"].fillna("no label") if known.any() else frame["predicted"]
     wrong = (known & (frame["label"] != frame["predicted"])).to_numpy()
     names = sorted(by.unique())
-    height = 5.0 + 0.19 * -(-(len(names) + 2) // 3)
+    height = 3.6 + 0.19 * -(-(len(names) + 1) // 2)
     with figures.style():
-        figure = Figure(figsize=(6.4, height), layout="constrained")
+        figure = Figure(figsize=(3.7, height), layout="constrained")
         axes = figure.add_subplot()
         handles = []
         for place, name in enumerate(names):
             colour = COLOURS[place % len(COLOURS)]
             part = (by == name).to_numpy()
-            for chosen, marker, size, edge in ((~wrong, "o", 13, "none"), (wrong, "X", 34, INK)):
+            for chosen, marker, size, edge in ((~wrong, "o", 10, "none"), (wrong, "X", 26, INK)):
                 rows = frame[part & chosen]
                 axes.scatter(rows["x"], rows["y"], s=size, c=colour, marker=marker, linewidths=0.5,
                              edgecolors=edge, zorder=3 if marker == "X" else 2,
@@ -86,13 +86,13 @@ def draw(frame: pd.DataFrame) -> Drawing:
             middle = frame.loc[part, ["x", "y"]].median()
             axes.text(*middle, str(place + 1), weight="bold", ha="center", va="center", zorder=4,
                       path_effects=[withStroke(linewidth=2.5, foreground=PAPER)])  # fmt: skip
-            handles.append(_handle("o", colour, f"{place + 1}  {clean(name, 26)}"))
+            handles.append(_handle("o", colour, f"{place + 1}  {clean(name, 22)}"))
         if wrong.any():
             handles.append(_handle("X", MUTED, "wrong answer"))
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[["left", "bottom"]].set_visible(False)
-        figure.legend(handles=handles, loc="outside lower left", ncols=3)
+        figure.legend(handles=handles, loc="outside lower left", ncols=2)
         alt = f"t-SNE of the features of {count(len(frame), 'image')}, numbered by class"
         return figures.drawing(figure, NAME, frame, alt)
 

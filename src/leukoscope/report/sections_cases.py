@@ -1,11 +1,10 @@
-"""Sections on single cases and on the run itself: failures, explanations, environment."""
+"""Sections on single cases and on the run itself: failures, environment."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,11 @@ from leukoscope.report.page import (
     Table,
 )
 from leukoscope.report.sections_data import no_images
+from leukoscope.report.sections_explain import explanations
+
+__all__ = ("environment", "explanations", "failures")
 
 SHOWN_FAILURES, SURE = 12, 0.9
-SHOWN_EXPLANATIONS = 24
 HASHED = ("recipe.toml", "split.parquet", "predictions.parquet", "metrics.json")
 _DOI = re.compile(r"10\.\d{4,9}/[-._;()/:A-Za-z0-9]+")
 
@@ -104,46 +105,6 @@ def _failure_table(wrong: list[dict[Any, Any]]) -> Table:
         rows.append([str(row.get("image", "")), row["label"], row["predicted"], known])
     head = ["Image", "True", "Predicted", "Confidence"]
     return Table("The errors that the model was surest of.", head, rows, frozenset({1, 2}))
-
-
-# --- explanations ---------------------------------------------------------------------------------
-
-
-def explanations(run: Run) -> Section:
-    """Grad-CAM overlays, where the run has them."""
-    name = "Explanations (Grad-CAM)"
-    folder = run.folder / "explain"
-    given = [item for item in run.explanations if isinstance(item, Mapping) and "file" in item]
-    cells = run.cells
-    labels = {} if cells is None else dict(zip(cells["image"], cells["label"], strict=True))
-    items, right = [], 0
-    for item in given[:SHOWN_EXPLANATIONS]:
-        image = _inside(str(item.get("image", "")), run.root)
-        predicted = str(item.get("predicted", ""))
-        label = str(item.get("label") or labels.get(image, "unknown"))
-        right += label == predicted
-        alt = f"Grad-CAM overlay of {image}: labelled {label}, predicted {predicted}"
-        # The overlay lies in the run's own folder whatever explain.json says.
-        file = str(item.get("file", "")).replace("\\", "/").rpartition("/")[2]
-        items.append((file, alt, [image, f"true: {label}", f"predicted: {predicted}"]))
-    shown = pictures.gallery(folder, [item for item in items if item[0]], pictures.LARGE)
-    if not shown:
-        text = "No heat maps were made; to see where the model looks, run"
-        command = f"leukoscope explain {run.folder.name} IMAGE -o {run.folder.name}/explain"
-        return Section("explanations", name, [Missing(text, command)])
-    caption = (
-        f"{count(len(shown), 'heat map')}, {right} of right answers. Warm regions raised the "
-        "predicted class most: warmth outside the cell means that the answer rests on something "
-        "other than the cell."
-    )
-    return Section("explanations", name, [Pictures(shown, caption, size="large")])
-
-
-def _inside(image: str, root: Path | None) -> str:
-    """The image's name relative to the index's root, as in the index."""
-    if root is not None and Path(image).is_relative_to(root):
-        return Path(image).relative_to(root).as_posix()
-    return image
 
 
 # --- environment ----------------------------------------------------------------------------------
