@@ -172,6 +172,26 @@ def _classes(frame: pd.DataFrame) -> list[str]:
 
 def _external(source: Path, on: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     reader = open_reader(source)
+    index, unchecked = external_index(source, reader, on)
+    frame = read_index(reader, index)
+    result = {"role": "external", "protocol": reader.contract.origin.protocol,
+              **measure(frame, reader.contract.classes)}  # fmt: skip
+    majority = reader.contract.validation.get("majority")
+    result["baseline"] = {
+        "majority": None if majority is None else float((frame["label"] == majority).mean()),
+        "colour_knn": None,
+    }
+    result["undefined"]["baseline.colour_knn"] = "it would need the training images' colours"
+    result["notes"] += [unchecked] if unchecked else []
+    result["data"] = {"name": index.name, "path": str(on), "n": len(frame)}
+    return result, frame
+
+
+def external_index(source: Path, reader: Reader, on: Path) -> tuple[CellIndex, str]:
+    """An index the model hasn't seen, and what about that could not be checked, or "".
+
+    InputError for labels that the model doesn't know, LeakError for images that are its own.
+    """
     index = indexes.load(on)
     classes = reader.contract.classes
     foreign = sorted(set(index.frame["label"]) - set(classes))
@@ -182,19 +202,7 @@ def _external(source: Path, on: Path) -> tuple[dict[str, Any], pd.DataFrame]:
             fix="Rename or leave out these images in a csv and index that.",
             field="label",
         )
-    unchecked = _refuse_known(source, index, reader.contract.origin.data_sha256)
-    frame = read_index(reader, index)
-    result = {"role": "external", "protocol": reader.contract.origin.protocol,
-              **measure(frame, classes)}  # fmt: skip
-    majority = reader.contract.validation.get("majority")
-    result["baseline"] = {
-        "majority": None if majority is None else float((frame["label"] == majority).mean()),
-        "colour_knn": None,
-    }
-    result["undefined"]["baseline.colour_knn"] = "it would need the training images' colours"
-    result["notes"] += [unchecked] if unchecked else []
-    result["data"] = {"name": index.name, "path": str(on), "n": len(frame)}
-    return result, frame
+    return index, _refuse_known(source, index, reader.contract.origin.data_sha256)
 
 
 def open_reader(source: Path) -> Reader:
