@@ -110,22 +110,43 @@ def reproduce(
 
 
 def evaluate(
-    source: Path, *, on: Path | None = None, out: Path | None = None, report: Path | None = None
+    source: Path,
+    *,
+    on: Path | None = None,
+    out: Path | None = None,
+    report: Path | None = None,
+    robustness: bool = False,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run, of a run on another index (`on`), or of any tool's predictions.csv.
 
-    report: a folder for the page of these figures.
+    report: a folder for the page of these figures. robustness: score disturbed images too, at most
+    `limit` (recipes.robustness.LIMIT) of them: robustness.csv goes into the run, whose report is
+    written anew, or with `on` beside `out`; the rows are in `robustness`.
     """
     from leukoscope.recipes import judgement
 
     refuse_overwriting(out, [source, on])
-    found, frame = judgement.judged(Path(source), Path(on) if on else None)
+    source, on = Path(source), Path(on) if on else None
+    if robustness:
+        from leukoscope.recipes import robustness as disturbed
+
+        target = disturbed.output(source, on, out)
+        refuse_overwriting(target, [source, on])
+    found, frame = judgement.judged(source, on)
+    if robustness:
+        table = disturbed.robustness(source, on, out=target, limit=limit or disturbed.LIMIT)
+        found["robustness"] = table.to_dict("records")
     if out is not None:
         write_json(Path(out), found)
-    if report is not None:
-        from leukoscope.report import run
+    if robustness and on is None:
+        from leukoscope.report.run import write
 
-        run.evaluated(Path(source), Path(on) if on else None, found, frame, Path(report))
+        write(source)
+    if report is not None:
+        from leukoscope.report.run import evaluated
+
+        evaluated(source, on, found, frame, Path(report))
     return found
 
 

@@ -243,14 +243,26 @@ def evaluate(
     ] = None,
     on: Annotated[Path | None, typer.Option(help="Another index: the external test.")] = None,
     report: Report = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Score blurred, noisy, dark … images too.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Images to disturb at most; default 300.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Metrics with intervals, of a run or of any tool's predictions."""
-    found = api.evaluate(source, on=on, out=out, report=report)
+    found = api.evaluate(
+        source, on=on, out=out, report=report, robustness=robustness, limit=limit
+    )  # fmt: skip
     if json:
         show.json(found)
         return
     show.metrics(str(source), found)
+    if robustness:
+        show.robustness(found["robustness"])
+    if robustness and on is None:
+        show.say(f"Report: {source / 'report.html'}")
     if report is not None:
         show.say(f"Report: {report / 'report.html'}")
 

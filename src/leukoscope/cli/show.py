@@ -93,3 +93,23 @@ def metrics(title: str, found: Mapping[str, Any]) -> None:
     ]
     unit = (found.get("interval") or {}).get("unit", "image")
     table(f"{title}: {found['n']} images, 95 % intervals by {unit}", ("metric", "value"), rows)
+
+
+def robustness(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Accuracy by corruption and severity, each beside its value."""
+    accuracy = {(row["corruption"], row["severity"]): row for row in rows}
+    kinds = [kind for kind in dict.fromkeys(row["corruption"] for row in rows) if kind != "none"]
+    steps = sorted({row["severity"] for row in rows} - {0})
+    start = accuracy["none", 0]
+    lines = [
+        (f"{kind}, {accuracy[kind, steps[0]]['unit']}",
+         *(f"{accuracy[kind, s]['value']:g}: {numbers.percent(accuracy[kind, s]['accuracy'])}"
+           for s in steps))
+        for kind in kinds
+    ]  # fmt: skip
+    table(
+        f"Accuracy on {start['n']} disturbed images (undisturbed "
+        f"{numbers.percent(start['accuracy'])}): value and accuracy of each strength",
+        ("disturbance", *map(str, steps)),
+        lines,
+    )

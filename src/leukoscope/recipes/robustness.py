@@ -43,8 +43,7 @@ def robustness(
 
     source: a run, on its own scored part, whose images its index must still hold; or a run or
     bundle on `cells`, an index it hasn't seen. images: only these of them. At most `limit` images,
-    drawn at random with the classes in proportion. out: the csv to write; of a run on its own part
-    by default `robustness.csv` in its folder.
+    drawn at random with the classes in proportion. out: the csv to write, see `output`.
 
     One row a corruption and severity, the first without any (`none`, 0): corruption, severity,
     value and unit (see imaging.corruption), n, accuracy with its 95 % interval by patient (low,
@@ -58,10 +57,28 @@ def robustness(
     frame = _own(source) if cells is None else _external(source, reader, cells)
     frame = _chosen(frame, images, limit, seed)
     found = _table(reader, frame, seed)
-    out = source / FILE if out is None and cells is None else out
     if out is not None:
         write_text(out, found.to_csv(index=False, lineterminator="\n"))
     return found
+
+
+def output(source: Path, cells: Path | None, beside: Path | None) -> Path:
+    """Where robustness.csv belongs: into a run scored on its own part, else beside a given file."""
+    if cells is None and not source.is_dir():
+        raise InputError(
+            f"{source} holds predictions, not a model that could read disturbed images",
+            fix="Give a run, or a bundle with --on cells.parquet.",
+            field="source",
+        )
+    if cells is None:
+        return source / FILE
+    if beside is None:
+        raise InputError(
+            "Nothing says where the robustness on another index is to be written",
+            fix=f"Name a file with -o metrics.json; {FILE} is put beside it.",
+            field="output",
+        )
+    return Path(beside).parent / FILE
 
 
 def _own(run: Path) -> pd.DataFrame:
