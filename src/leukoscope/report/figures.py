@@ -35,7 +35,6 @@ LINES, MARKERS = ("-", "--", ":", "-."), "osD^v"  # a period other than the colo
 SHARE, ON_SHARE = "#00558f", "#fefefe"  # the confusion matrix's ramp and the text on its dark end
 # In the page the same colours follow the reader's light or dark setting.
 _VARIABLES = {
-    PAPER: "--paper",
     INK: "--ink",
     MUTED: "--muted",
     RULE: "--rule",
@@ -106,6 +105,7 @@ class Drawing:
         rest = re.sub(r'xlink:href="#', f'href="#{self.name}-', rest)
         for colour, variable in _VARIABLES.items():
             rest = rest.replace(colour, f"var({variable})")
+        rest = rest.replace(PAPER, "transparent")  # so that the edge shows where there is more
         label = escape(clean(self.alt))
         return Markup(  # matplotlib escapes the text that it writes
             f'<svg role="img" aria-label="{label}" {box.group(0) if box else ""}'
@@ -326,7 +326,8 @@ def ranges(
 
 
 def reliability(models: Mapping[str, pd.DataFrame]) -> Drawing:
-    """Accuracy against confidence, by model `low, high, n, confidence, accuracy` of each bin."""
+    """Accuracy against confidence, by model `low, high, n, confidence, accuracy` of each bin; of a
+    single model with `accuracy_low, accuracy_high`."""
     with style():
         figure = Figure(figsize=(3.7, 3.9), layout="constrained")
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
@@ -341,6 +342,9 @@ def reliability(models: Mapping[str, pd.DataFrame]) -> Drawing:
                 linewidth=1.5,
                 label=clean(name, 30),
             )
+            if len(models) == 1:
+                ends = filled["accuracy_low"], filled["accuracy_high"]
+                axes.vlines(filled["confidence"], *ends, color=BLUE, linewidth=1)
             edges = [*bins["low"], bins["high"].iloc[-1]]
             counts.stairs(bins["n"], edges, fill=len(models) == 1, **_series(at))
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
@@ -372,7 +376,7 @@ def roc(
     order = sorted(areas, key=lambda name: areas[name])
     close = 0.3 if areas[order[0]] > 0.95 else 1.0
     with style():
-        figure, axes = _figure(3.7, 4.1 + 0.16 * min(len(order), MOST_CURVES))
+        figure, axes = _figure(3.7, 3.75 + 0.16 * min(len(order), MOST_CURVES))
         for at, name in enumerate(order):
             part = curves[curves["class"] == name]
             named = at < MOST_CURVES

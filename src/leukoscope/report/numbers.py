@@ -56,7 +56,8 @@ def is_decimal(metric: str) -> bool:
     """Whether the metric is written as a decimal rather than as a percentage."""
     if metric.startswith("folds."):
         metric = metric.removeprefix("folds.").rpartition(".")[0]
-    return is_time(metric) or metric.rpartition(".")[2].removeprefix("validation_") in DECIMALS
+    last = metric.rpartition(".")[2].removeprefix("validation_").removeprefix("train_")
+    return is_time(metric) or last in DECIMALS
 
 
 def number(value: object) -> float | None:

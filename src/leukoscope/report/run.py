@@ -14,6 +14,7 @@ from leukoscope.report import (
     sections_cases,
     sections_data,
     sections_errors,
+    sections_explain,
     sections_results,
     sections_trust,
     verdict,
@@ -91,7 +92,7 @@ def _sections(run: Run) -> list[Section | None]:
         sections_trust.robustness(run),
         sections_errors.section(run),
         sections_cases.failures(run),
-        sections_cases.explanations(run),
+        sections_explain.explanations(run),
         sections_cases.environment(run),
     ]
 

@@ -118,7 +118,7 @@ def _suspects(run: Run, frame: pd.DataFrame) -> list[Doubt]:
             f"{percent(found.thresholds[other])} on average) and {label} "
             f"{percent(probs[row, labels[row]])}"
         )
-        rows.append(Doubt(str(frame["image"].iloc[row]), label, name, sure, why))
+        rows.append(Doubt(str(frame["image"].iloc[row]), label, name, round(sure, 4), why))
     return rows
 
 

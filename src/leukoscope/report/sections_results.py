@@ -27,11 +27,22 @@ from leukoscope.report.numbers import (
     points,
     title,
 )
-from leukoscope.report.page import Block, Cell, List, Missing, Paragraph, Plot, Section, Table
+from leukoscope.report.page import (
+    Block,
+    Cell,
+    Details,
+    List,
+    Missing,
+    Paragraph,
+    Plot,
+    Section,
+    Table,
+)
 from leukoscope.report.sections_paper import shown
 
 PER_CLASS = ("precision", "recall", "specificity", "f1", "ovr_accuracy", "roc_auc")
 MOST_CONFUSIONS = 3
+MOST_OPEN_ROWS = 20  # of a paper's table before it is folded away
 MOST_POINTS = 200  # of a ROC curve
 
 
@@ -317,7 +328,10 @@ def published(run: Run) -> Section:
     blocks: list[Block] = [Paragraph(_published_says(run, tables))]
     for table in tables:
         rows = [_beside_paper(run, metric, theirs) for metric, theirs in table["figures"].items()]
-        blocks.append(Table(f"{table['title']}; the intervals are those of this run.", head, rows))
+        made = Table(f"{table['title']}; the intervals are those of this run.", head, rows)
+        long = len(rows) > MOST_OPEN_ROWS
+        blocks.append(Details(f"{table['title']}: {count(len(rows), 'figure')}", [made]) if long
+                      else made)  # fmt: skip
     blocks.append(Paragraph(remark or _data_sets(run)))
     traps = [str(trap) for trap in run.recipe.get("traps") or []]
     if traps:

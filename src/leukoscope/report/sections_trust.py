@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from leukoscope.evaluate.calibration import reliability
+from leukoscope.evaluate.intervals import wilson
 from leukoscope.evaluate.metrics import ECE_BINS, SCALARS
 from leukoscope.report import figures, verdict
 from leukoscope.report.inputs import Run
@@ -47,12 +48,16 @@ def calibration(run: Run) -> Section:
 
 
 def reliability_bins(run: Run) -> pd.DataFrame:
-    """Per bin of confidence `low, high, n, confidence, accuracy`, of a run with probabilities."""
+    """Per bin of confidence `low, high, n, confidence, accuracy, accuracy_low, accuracy_high`
+    (95 %, Wilson), of a run with probabilities; NaN where a bin is empty."""
     found = run.scored
     assert found is not None and found.probs is not None
-    return pd.DataFrame(reliability(found.probs, found.labels)).astype(
-        {"confidence": float, "accuracy": float}
-    )
+    bins = pd.DataFrame(reliability(found.probs, found.labels))
+    bins = bins.astype({"confidence": float, "accuracy": float})
+    right = (bins["accuracy"] * bins["n"]).round()
+    ends = [wilson(int(r), n) if n else (np.nan, np.nan)
+            for r, n in zip(right.fillna(0), bins["n"], strict=True)]  # fmt: skip
+    return bins.assign(accuracy_low=[low for low, _ in ends], accuracy_high=[h for _, h in ends])
 
 
 def _reliable(bins: pd.DataFrame, ece: float | None) -> str:
@@ -67,7 +72,10 @@ def _reliable(bins: pd.DataFrame, ece: float | None) -> str:
     known = (
         "" if ece is None else f" Expected calibration error {percent(ece)} over {ECE_BINS} bins."
     )
-    return f"{text}{known} Points below the diagonal mean that the model claims more than it keeps."
+    return (
+        f"{text}{known} Points below the diagonal mean that the model claims more than it keeps; "
+        "bars are 95% intervals of a bin, long where it holds few images."
+    )
 
 
 def robustness(run: Run) -> Section | None:
