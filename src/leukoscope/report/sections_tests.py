@@ -56,7 +56,8 @@ def _discordant(pairs: Sequence[Pair]) -> Table:
     held = [(pair.get("holm") or pair).get("permutation_p") for pair in pairs]
     clear = sum(p is not None and p < 0.05 for p in map(number, held))
     caption = (
-        f"McNemar's test, and a permutation test that exchanges whole patients: {clear} of "
+        "McNemar's test, and a permutation test that exchanges whole patients (images where "
+        f"patients are unknown): {clear} of "
         f"{count(len(pairs), 'pair')} differ at the 5% level by permutation"
         f"{', after Holm' if several else ''}."
     )
@@ -97,7 +98,7 @@ def _t(test: Mapping[str, Any]) -> Cell | str:
 def _statistic(value: object, reason: str = "") -> Cell | str:
     found = number(value)
     why = reason or "no reason was recorded"
-    return Cell("undefined", why) if found is None else f"{found:.4f}"
+    return Cell("undefined", why) if found is None else f"{found:.2f}"
 
 
 def _p(value: object, reason: str = "") -> Cell | str:
