@@ -14,7 +14,8 @@ demo: $(VENV)/.train
 	$(BIN)/leukoscope demo -o demo
 
 test: lint browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore-glob='*test_arms_*'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/test_arms_*.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,6 +17,20 @@ IMAGES = 10  # of each class
 SIDE = 64
 
 
+# Arms that differ from the recipe's first in method alone run on a smaller network, or on one that
+# isn't trained first; the first arm, and every arm that is a network of its own, runs as it is.
+_TINY = ["model.backbone=convnext_tiny"]
+_ONE = ["features.networks=[{backbone='mobilenetv2_100', layer='gap'}]"]
+_AS_IT_IS = ["features.finetune=false"]
+SMALLER = {
+    "convnext-aml": dict.fromkeys(("plain", "mixup", "swa", "mixup-swa"), _TINY),
+    "hybrid-stacking": dict.fromkeys(
+        ("baseline", "plus-segmentation", "plus-augmentation", "plus-oversampling"), _ONE
+    ),
+    "logmh-transfer": dict.fromkeys(("random-forest", "svm", "knn", "sgd"), _AS_IT_IS),
+}
+
+
 def cells_of(pbc: Path, folder: Path) -> Path:
     """An index of a few real cells of three classes."""
     rows = [
@@ -41,6 +55,7 @@ def tiny(recipe: str, arm: str) -> list[str]:
         "training.validate_every=0", "training.epochs=1", "classical.forest_trees=5",
         "classical.folds=2", "split.clean=60/20/20", "exclude=[]",
     ]  # fmt: skip
+    settings += SMALLER.get(recipe, {}).get(arm, [])
     if plan.split.published_unit == "image":
         settings.append("split.published=60/20/20")
     if plan.views.count > 2:
