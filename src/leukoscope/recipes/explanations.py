@@ -250,7 +250,7 @@ def _energy_row(part: Sequence[dict[str, Any]], place: int, region: str) -> dict
     patients = [e["patient"] for e in known]
     beyond = [a - b for a, b in zip(inside, area, strict=True)]
     return {
-        "unit": "patient" if patients and None not in patients else "image",
+        "unit": "patient" if set(patients) - {None} else "image",
         "energy": energy.mean_interval(inside, patients),
         "area": energy.mean_interval(area, patients)["value"],
         "beyond_area": energy.mean_interval(beyond, patients),

@@ -25,9 +25,6 @@ from leukoscope.report.page import (
     Table,
 )
 from leukoscope.report.sections_data import no_images
-from leukoscope.report.sections_explain import explanations
-
-__all__ = ("environment", "explanations", "failures")
 
 SHOWN_FAILURES, SURE = 12, 0.9
 HASHED = ("recipe.toml", "split.parquet", "predictions.parquet", "metrics.json")

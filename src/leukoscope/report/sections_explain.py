@@ -165,7 +165,8 @@ def _energy_says(rows: Sequence[Mapping[str, Any]]) -> str:
         low, high = (number(limit) for limit in limits or (None, None))
         name = clean(row.get("network", "The network"))
         if value is None or area is None or low is None or high is None:
-            says.append(f"Too few images to say whether {name} looks at the cell.")
+            unit = clean(row.get("unit", "image"))
+            says.append(f"Too few {unit}s to say whether {name} looks at the cell.")
             continue
         shares = f"{percent(value)} of the heat in {percent(area)} of the picture"
         if low > 0:
