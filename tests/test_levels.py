@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,9 @@ from commands import Made
 from leukoscope.evaluate import intervals
 from leukoscope.files import to_json
 from leukoscope.recipes import levels
+from leukoscope.report import sections_levels, sections_results
+from leukoscope.report.inputs import Run
+from leukoscope.report.page import Plot, Section, Table
 
 CLASSES = ["a", "b", "c"]
 
@@ -182,3 +186,46 @@ def test_a_runs_predictions_name_patient_and_slide(made: Made) -> None:
     assert stored["patient_shares"]["n"] == index.loc[
         frame.loc[frame["role"] == "test", "image"], "patient"
     ].nunique()  # fmt: skip
+
+
+# --- in the report --------------------------------------------------------------------------------
+
+
+def section_of(frame: pd.DataFrame, classes: list[str] = CLASSES) -> Section:
+    run = Run(Path("run"), levels.measure(frame, classes), predictions=frame)
+    found = sections_levels.section(run)
+    assert found is not None
+    return found
+
+
+def test_the_report_says_which_class_is_counted_too_high() -> None:
+    frame = differential(patients=30)
+    low = frame["label"].eq("b") & (np.arange(len(frame)) % 3 == 0)
+    section = section_of(frame.assign(predicted=frame["predicted"].mask(low, "c")))
+    plots = [block for block in section.blocks if isinstance(block, Plot)]
+    says = plots[0].caption
+    assert "A patient's predicted share of a class is off by" in says
+    assert "Counted too high: c. Counted too low: b." in says
+    assert "lies outside the 95% interval of the predicted one" in says
+    assert [plot.drawings[0].name for plot in plots] == ["shares_patient", "shares_slide"]
+    assert len(plots[0].drawings[0].data) == 30 * 3
+    (table, *_) = (block for block in section.blocks if isinstance(block, Table))
+    assert [row[0] for row in table.rows] == CLASSES
+
+
+def test_the_report_is_silent_without_patients_and_careful_with_few() -> None:
+    frame = differential(patients=3)
+    bare = Run(Path("run"), levels.measure(frame.drop(columns=["patient", "slide"]), CLASSES))
+    assert sections_levels.section(bare) is None
+    text = str(section_of(frame).blocks)
+    assert "No intervals: only 3 independent patients." in text
+    assert "Counted too" not in text
+
+
+def test_vote_and_slide_stand_beside_the_mean() -> None:
+    frame = differential(patients=12).assign(label="a")
+    run = Run(Path("run"), levels.measure(frame, CLASSES), predictions=frame)
+    tables = [b for b in sections_results.classes(run).blocks if isinstance(b, Table)]
+    rows = {row[0]: row[1] for table in tables for row in table.rows}
+    assert rows["By patient, vote"] == "12 patients"
+    assert rows["By slide, vote"] == "24 slides"

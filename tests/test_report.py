@@ -542,7 +542,7 @@ def test_figures_by_patient_phase_and_fold_stand_beside(run: Path) -> None:
     }
     dump(run / "metrics.json", metrics)
     classes = text(read(report.write(run)), "classes")
-    assert "By patient 12 patients 75.0% [50.0, 90.0] undefined" in classes
+    assert "By patient, mean probability 12 patients 75.0% [50.0, 90.0] undefined" in classes
     assert "After phase 1 12 images 75.0% undefined" in classes
     assert "2 folds 80.0% ± 2.0% 80.0% ± 2.0%" in classes
 

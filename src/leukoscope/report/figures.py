@@ -396,24 +396,3 @@ def roc(
         figure.legend(loc="outside lower left", ncols=1)
         alt = f"ROC curves of {len(order)} classes, each against the rest"
         return drawing(figure, name_of("roc", place), curves, alt)
-
-
-def robustness(frame: pd.DataFrame, metric: str) -> Drawing:
-    """`metric` against the strength of each disturbance (columns `corruption`, `severity`)."""
-    kinds = list(dict.fromkeys(frame["corruption"]))
-    columns = min(2, len(kinds))
-    rows = -(-len(kinds) // columns)
-    with style():
-        figure = Figure(figsize=(1.7 * columns + 0.3, 1.6 * rows + 0.2), layout="constrained")
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for axes, kind in zip(grid.flat, kinds, strict=False):
-            part = frame[frame["corruption"] == kind].sort_values("severity")
-            axes.plot(part["severity"], part[metric], color=BLUE, marker="o", markersize=3)
-            axes.set_title(clean(kind, 26))
-            axes.grid(axis="y")
-            axes.yaxis.set_major_formatter(_percent())
-        for axes in list(grid.flat)[len(kinds) :]:
-            axes.remove()
-        kept = frame[["corruption", "severity", metric]]
-        alt = f"{metric.capitalize()} against the strength of {len(kinds)} kinds of disturbance"
-        return drawing(figure, "robustness", kept, alt)

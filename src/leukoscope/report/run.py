@@ -15,7 +15,9 @@ from leukoscope.report import (
     sections_data,
     sections_errors,
     sections_explain,
+    sections_levels,
     sections_results,
+    sections_robustness,
     sections_trust,
     verdict,
 )
@@ -89,7 +91,7 @@ def _sections(run: Run) -> list[Section | None]:
         sections_results.protocols(run),
         sections_trust.baseline(run),
         sections_trust.calibration(run),
-        sections_trust.robustness(run),
+        sections_robustness.section(run),
         sections_errors.section(run),
         sections_cases.failures(run),
         sections_explain.explanations(run),
@@ -104,15 +106,16 @@ def _judged(run: Run) -> list[Section | None]:
         *_figures(run),
         sections_trust.baseline(run),
         sections_trust.calibration(run),
-        sections_trust.robustness(run),
+        sections_robustness.section(run),
         sections_errors.section(run),
         sections_cases.failures(run),
     ]
 
 
-def _figures(run: Run) -> list[Section]:
+def _figures(run: Run) -> list[Section | None]:
     return [
         sections_results.confusion(run),
         sections_results.classes(run),
+        sections_levels.section(run),
         sections_results.roc(run),
     ]

@@ -200,10 +200,14 @@ def classes(run: Run) -> Section:
 
 
 def _parts(run: Run) -> list[Block]:
-    """Accuracy and macro F1 by patient, on validation, after each phase and over the folds."""
+    """Accuracy and macro F1 by patient and slide, on validation, after each phase and over the
+    folds."""
     shown_metrics = ("accuracy", "macro_f1")
     parts = {
-        "By patient": run.metrics.get("patient_level"),
+        "By patient, mean probability": run.metrics.get("patient_level"),
+        "By patient, vote": run.metrics.get("patient_vote"),
+        "By slide, mean probability": run.metrics.get("slide_level"),
+        "By slide, vote": run.metrics.get("slide_vote"),
         "On validation": run.metrics.get("validation"),
     }
     for phase, found in (run.metrics.get("phases") or {}).items():
@@ -212,7 +216,7 @@ def _parts(run: Run) -> list[Block]:
     for name, found in parts.items():
         if isinstance(found, Mapping):
             inner = Run(run.folder, dict(found))
-            unit = "patient" if found.get("level") == "patient" else "image"
+            unit = str(found.get("level") or "image")
             figures_of = [value(inner, metric) for metric in shown_metrics]
             rows.append([name, count(found.get("n") or 0, unit), *figures_of])
     folds = run.metrics.get("folds") or {}
@@ -224,7 +228,10 @@ def _parts(run: Run) -> list[Block]:
         )
     if not rows:
         return []
-    caption = "The same figures counted otherwise; a patient's answer is its mean probability's."
+    caption = (
+        "The same figures counted otherwise: a patient's answer is the class of the highest mean "
+        "probability over its images, or of the most votes."
+    )
     return [Table(caption, ["Part", "Number", *map(title, shown_metrics)], rows, frozenset({1}))]
 
 

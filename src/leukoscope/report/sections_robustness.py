@@ -138,8 +138,7 @@ def _says(frame: pd.DataFrame, kinds: list[str]) -> str:
             f"{percent(float(worst['accuracy']))}."
         )
     start = clear.iloc[0]
-    n = number(start["n"])
-    on = f" on {count(int(n), 'image')}" if n else ""
+    on = "" if pd.isna(start["n"]) else f" on {count(int(start['n']), 'image')}"
     text = f"Undisturbed, accuracy is {_accuracy(start)}{on}. "
     costly = falls[falls["fall"] > COSTLY]
     if costly.empty:

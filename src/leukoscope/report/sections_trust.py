@@ -1,4 +1,4 @@
-"""Sections on how far to trust the figures: baseline, calibration, robustness."""
+"""Sections on how far to trust the figures: baseline and calibration."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pandas as pd
 
 from leukoscope.evaluate.calibration import reliability
 from leukoscope.evaluate.intervals import wilson
-from leukoscope.evaluate.metrics import ECE_BINS, SCALARS
+from leukoscope.evaluate.metrics import ECE_BINS
 from leukoscope.report import figures, verdict
 from leukoscope.report.inputs import Run
-from leukoscope.report.numbers import bounds, is_decimal, number, percent, plain
-from leukoscope.report.page import Cell, Missing, Plot, Section, Table
+from leukoscope.report.numbers import bounds, number, percent
+from leukoscope.report.page import Missing, Plot, Section
 
 
 def baseline(run: Run) -> Section:
@@ -76,31 +76,3 @@ def _reliable(bins: pd.DataFrame, ece: float | None) -> str:
         f"{text}{known} Points below the diagonal mean that the model claims more than it keeps; "
         "bars are 95% intervals of a bin, long where it holds few images."
     )
-
-
-def robustness(run: Run) -> Section | None:
-    """Behaviour under disturbed images; None where it was not measured."""
-    frame = run.robustness
-    if frame is None:
-        return None
-    name = "Robustness to image quality"
-    if {"corruption", "severity", "accuracy"} <= set(frame):
-        drawn = figures.robustness(frame, "accuracy")
-        worst = frame.iloc[int(frame["accuracy"].argmin())]
-        says = (
-            f"Accuracy is lowest under {worst['corruption']} at strength {worst['severity']:g}: "
-            f"{percent(float(worst['accuracy']))}."
-        )
-        return Section("robustness", name, [Plot([drawn], says)])
-    rows: list[list[Cell | str]] = [
-        [_written(column, item) for column, item in zip(frame.columns, row, strict=True)]
-        for row in frame.to_numpy(object).tolist()
-    ]
-    return Section("robustness", name, [Table("As in robustness.csv.", list(frame.columns), rows)])
-
-
-def _written(column: str, item: object) -> str:
-    found = number(item)
-    if found is None:
-        return str(item)
-    return plain(column, found) if column in SCALARS or is_decimal(column) else f"{found:g}"
