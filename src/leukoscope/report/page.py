@@ -206,11 +206,13 @@ def render(page: Page) -> str:
     )
 
 
-def write(page: Page, folder: Path, name: str = "report.html") -> Path:
-    """Write the page to `folder/name`, every drawing with its data to `folder/figures`, and sheets.
+def write(page: Page, folder: Path) -> Path:
+    """Write `report.html`, `report.pdf`, the sheets, and in `figures` every drawing with its data.
 
-    Raises InputError where the folder can't be written to.
+    Returns the path of `report.html`. Raises InputError where the folder can't be written to.
     """
+    from leukoscope.report import pdf  # which takes a page apart
+
     for block in blocks_of(page):
         for drawing in block.drawings if isinstance(block, Plot) else ():
             stem = folder / "figures" / drawing.name
@@ -218,6 +220,7 @@ def write(page: Page, folder: Path, name: str = "report.html") -> Path:
             files.write_text(stem.with_suffix(".csv"), drawing.data.to_csv(index=False))
         if isinstance(block, Sheet):
             files.write_text(folder / block.name, block.data.to_csv(index=False))
-    target = folder / name
+    pdf.write(page, folder / "report.pdf")
+    target = folder / "report.html"
     files.write_text(target, render(page))
     return target
