@@ -275,9 +275,9 @@ def test_the_report_says_where_accuracy_breaks_and_whether_the_flag_notices() ->
     novel = {"blur": [0.05, 0.1, 0.5], "noise": [0.05, 0.05, 0.05], "jpeg": [0.05] * 3}
     says = caption(section_of(steps(falls, novel)))
     assert "Undisturbed, accuracy is 90.0% [87.0, 93.0] on 300 images." in says
-    assert "first under noise (standard deviation, grey levels of 255 8), to 84.0%" in says
+    assert "first under noise at 8 (sd, grey levels of 255), to 84.0%" in says
     assert "and never under JPEG." in says
-    assert "At 1 of 3 such steps the novelty flag keeps up; it fails most under noise" in says
+    assert "At 1 of 3 such steps the novelty flag keeps up; it lags most under noise" in says
     assert "accuracy falls by 10.0 points and 5.0% are flagged" in says
 
 
@@ -293,5 +293,5 @@ def test_a_model_that_nothing_harms_and_one_without_a_flag() -> None:
 def test_a_robustness_csv_of_another_tool() -> None:
     rows = [("fog", s, 0.8 - 0.1 * s) for s in range(3)]
     frame = pd.DataFrame(rows, columns=["corruption", "severity", "accuracy"])
-    assert "first under fog (strength 1), to 70.0%" in caption(section_of(frame))
+    assert "first under fog at strength 1, to 70.0%" in caption(section_of(frame))
     assert "leukoscope evaluate run --robustness" in str(section_of(frame[["corruption"]]).blocks)

@@ -98,7 +98,7 @@ def blur(image: np.ndarray, value: float, _generator: np.random.Generator) -> np
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
 
 
-@corruption("noise", (4.0, 8.0, 16.0, 32.0, 64.0), "standard deviation, grey levels of 255")
+@corruption("noise", (4.0, 8.0, 16.0, 32.0, 64.0), "sd, grey levels of 255")
 def noise(image: np.ndarray, value: float, generator: np.random.Generator) -> np.ndarray:
     """Gaussian noise of every pixel and channel by itself, as of a camera at high gain."""
     drawn = generator.standard_normal(image.shape, dtype=np.float32)

@@ -100,11 +100,10 @@ def _curve(axes: Axes, part: pd.DataFrame, kind: str) -> None:
                   markersize=2.5, linewidth=1.1, label="flagged as novel")  # fmt: skip
     axes.set_title(_title(kind), fontsize=8)
     values = [number(value) for value in part["value"]]
-    axes.set_xticks(
-        steps,
-        [f"{step:g}" if v is None else f"{v:g}" for v, step in zip(values, steps, strict=True)],
-        fontsize=7,
-    )
+    labels = [f"{step:g}" if v is None else f"{v:g}" for v, step in zip(values, steps, strict=True)]
+    if steps[0] == 0 and values[-1] is not None:
+        labels[0] = "–"  # undisturbed: 0 would be a value of the scale
+    axes.set_xticks(steps, labels, fontsize=7)
     axes.set_xlabel(clean(part["unit"].iloc[-1], 40) or "strength", fontsize=7)
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
@@ -134,7 +133,7 @@ def _says(frame: pd.DataFrame, kinds: list[str]) -> str:
     if clear.empty or falls.empty:
         worst = frame.iloc[int(frame["accuracy"].to_numpy(float).argmin())]
         return (
-            f"Accuracy is lowest under {worst['corruption']} ({_strength(worst)}): "
+            f"Accuracy is lowest under {worst['corruption']} at {_strength(worst)}: "
             f"{percent(float(worst['accuracy']))}."
         )
     start = clear.iloc[0]
@@ -147,7 +146,7 @@ def _says(frame: pd.DataFrame, kinds: list[str]) -> str:
     first = least.iloc[int(least["fall"].to_numpy(float).argmax())]
     text += (
         f"It falls by more than {points(COSTLY)} first under {_lower(first['corruption'])} "
-        f"({_strength(first)}), to {_accuracy(first)}"
+        f"at {_strength(first)}, to {_accuracy(first)}"
     )
     steady = [_lower(kind) for kind in kinds if kind not in set(costly["corruption"])]
     text += f", and never under {listing(steady)}. " if steady else ". "
@@ -165,9 +164,9 @@ def _noticed(costly: pd.DataFrame) -> str:
     silent = costly[~kept]
     worst = silent.iloc[int((silent["fall"] - silent["alarm"]).to_numpy(float).argmax())]
     return (
-        f"{text}; it fails most under {_lower(worst['corruption'])} ({_strength(worst)}), where "
+        f"{text}; it lags most under {_lower(worst['corruption'])} at {_strength(worst)}, where "
         f"accuracy falls by {points(worst['fall'])} and {percent(float(worst['novel']))} are "
-        "flagged: keep such images away, for no flag will."
+        "flagged: the flag alone does not warn of such images."
     )
 
 
@@ -204,9 +203,11 @@ def _lower(kind: str) -> str:
 
 
 def _strength(row: pd.Series) -> str:
-    """The strength of a step in its unit: "quality 40"."""
+    """The strength of a step with its unit: "40 (quality)"."""
     value, unit = number(row["value"]), clean(row["unit"], 60)
-    return f"strength {row['severity']:g}" if value is None else f"{unit} {value:g}".strip()
+    if value is None:
+        return f"strength {row['severity']:g}"
+    return f"{value:g} ({unit})" if unit else f"{value:g}"
 
 
 def _accuracy(row: pd.Series) -> str:
