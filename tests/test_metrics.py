@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
+from sklearn.calibration import calibration_curve
 
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.evaluate.metrics import (
@@ -75,6 +76,15 @@ def sklearn_auc(p: Predictions) -> list[float]:
     ]
 
 
+def sklearn_ece(p: Predictions) -> float:
+    """From scikit-learn's calibration curve of the most probable class, weighted by its bins."""
+    confidence = p.probs.max(axis=1)
+    right = (p.probs.argmax(axis=1) == p.labels).astype(int)
+    accuracy, stated = quietly(calibration_curve, right, confidence, n_bins=15, pos_label=1)
+    counts = np.bincount(np.digitize(confidence, np.linspace(0, 1, 16)[1:-1], right=True))
+    return float(np.abs(accuracy - stated) @ counts[counts > 0] / len(p))
+
+
 def expected(p: Predictions) -> dict[str, float]:
     y, z, names = p.labels, p.predicted, list(range(len(p.classes)))
 
@@ -84,7 +94,6 @@ def expected(p: Predictions) -> dict[str, float]:
     ovr = reference.multilabel_confusion_matrix(y, z, labels=names)
     negatives = ovr[:, 0].sum(axis=1)
     specificity = [row[0, 0] / total for row, total in zip(ovr, negatives, strict=True) if total]
-    truth = np.eye(len(names))[y]
     auc = sklearn_auc(p)
     return {
         "accuracy": reference.accuracy_score(y, z),
@@ -103,7 +112,8 @@ def expected(p: Predictions) -> dict[str, float]:
         "mcc": quietly(reference.matthews_corrcoef, y, z),
         "roc_auc_ovr": float(np.nanmean(auc)) if not np.isnan(auc).all() else np.nan,
         "log_loss": quietly(reference.log_loss, y, p.probs, labels=names),
-        "brier": float(((p.probs - truth) ** 2).sum(axis=1).mean()),
+        "brier": quietly(reference.brier_score_loss, y, p.probs, labels=names, scale_by_half=False),
+        "ece": sklearn_ece(p),
     }
 
 
@@ -111,7 +121,9 @@ def expected(p: Predictions) -> dict[str, float]:
 @given(predictions())
 def test_every_metric_agrees_with_scikit_learn(p: Predictions) -> None:
     values, reasons = scalars(p)
-    for name, value in expected(p).items():
+    references = expected(p)
+    assert set(references) == set(metrics)  # a newly registered metric needs its reference
+    for name, value in references.items():
         if values[name] is None:
             # scikit-learn calls an undefined Matthews correlation 0; here it has a reason instead.
             assert np.isnan(value) or (name == "mcc" and value == 0), name
@@ -132,7 +144,24 @@ def test_per_class_values_agree_with_scikit_learn(p: Predictions) -> None:
         zero_division=np.nan,
     )
     result = summarise(p)
-    columns = {"precision": precision, "recall": recall, "f1": f1, "roc_auc": sklearn_auc(p)}
+    matrix = reference.confusion_matrix(p.labels, p.predicted, labels=list(names))
+    assert result["confusion_matrix"] == matrix.tolist()
+    specificity, ovr_accuracy = (
+        [quietly(score, p.labels == c, p.predicted == c, **options) for c in names]
+        for score, options in (
+            (reference.recall_score, {"pos_label": False, "zero_division": np.nan}),
+            (reference.accuracy_score, {}),
+        )
+    )
+    columns = {
+        "precision": precision,
+        "recall": recall,
+        "specificity": specificity,
+        "f1": f1,
+        "ovr_accuracy": ovr_accuracy,
+        "roc_auc": sklearn_auc(p),
+    }
+    assert {*columns, "support"} == set(result["per_class"][p.classes[0]])
     for c, name in enumerate(p.classes):
         row = result["per_class"][name]
         assert row["support"] == support[c]
@@ -182,6 +211,22 @@ def test_weighted_auc_is_the_auc_of_repeated_images() -> None:
     for row, found in zip(weights, class_auc(p, weights.astype(float)), strict=True):
         again = class_auc(p.take(np.repeat(np.arange(30), row)))[0]
         np.testing.assert_allclose(found, again, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(predictions(), st.integers(0, 2**32 - 1))
+def test_weighted_auc_agrees_with_scikit_learn(p: Predictions, seed: int) -> None:
+    """The bootstrap's areas: weights are how often an image was drawn, 0 too."""
+    weights = np.random.default_rng(seed).integers(0, 4, len(p)).astype(float)
+    found = class_auc(p, weights[None])[0]
+    for c, area in enumerate(found):
+        truth = p.labels == c
+        if 0 < weights[truth].sum() < weights.sum():
+            scores = (truth, p.probs[:, c])
+            exact = reference.roc_auc_score(*scores, sample_weight=weights)
+            assert area == pytest.approx(exact, abs=1e-9)
+        else:
+            assert np.isnan(area)
 
 
 def test_shape_of_metrics_json() -> None:
