@@ -268,8 +268,11 @@ def _picture(
     for heat, entry in zip(heats, maps, strict=True):
         inside = [entry[f"energy_in_{region}"] for region in REGIONS]
         shares = [f"{r} {v:.0%}" for r, v in zip(REGIONS, inside, strict=True) if v is not None]
-        text = f"{entry['network']}\n" + (f"heat: {', '.join(shares)}" if shares else "")
-        tiles.append((text, outlined(overlay(seen, heat), list(regions.values()), scale)))
+        says = f"heat: {', '.join(shares)}" if shares else ""
+        if not heat.any():
+            says = "nothing speaks for the class"
+        drawn = outlined(overlay(seen, heat), list(regions.values()), scale)
+        tiles.append((f"{entry['network']}\n{says}", drawn))
     return sheet(tiles, columns=COLUMNS, side=scale * max(seen.shape[:2]))
 
 

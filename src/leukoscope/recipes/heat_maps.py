@@ -142,8 +142,8 @@ def sanity(opened: Opened, prepared: np.ndarray, classes: Sequence[int]) -> dict
         blank = partial(untrained, network, opened.contract)
         result = randomised(classifier, blank, _own(opened, network, prepared), classes)
         found.append({"network": name, **result})
-    verdicts = [entry["passed"] for entry in found]
-    passed = None if None in verdicts else all(verdicts)
+    verdicts = {entry["passed"] for entry in found}
+    passed = next(verdict for verdict in (False, None, True) if verdict in verdicts)
     says = _sanity_says(passed, found)
     return {"images": len(classes), "limit": LIMIT, "passed": passed, "says": says,
             "networks": found}  # fmt: skip

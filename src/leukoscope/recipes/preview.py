@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from leukoscope.data.derived import output_folder_apart, write_png
@@ -13,11 +12,11 @@ from leukoscope.data.tree import find_images
 from leukoscope.files import sha256_of
 from leukoscope.imaging.pipeline import apply
 from leukoscope.imaging.read import read_image
+from leukoscope.imaging.sheet import sheet
 from leukoscope.progress import track
 from leukoscope.recipes.schema import resolve
 from leukoscope.train.views import ViewSettings, augmented
 
-SIDE, GAP, TEXT = 224, 8, 22
 COLUMNS = 6
 
 
@@ -48,24 +47,6 @@ def preview(
             made = list(augmented(image, sha256_of(path), views))
         tiles += [(f"view {k}", view) for k, view in enumerate(made, start=1)]
         target = out / f"{number:04d}-{path.stem[:60]}.png"
-        write_png(target, _sheet(tiles)[..., ::-1])
+        write_png(target, sheet(tiles, columns=COLUMNS)[..., ::-1])
         written.append(target)
     return written
-
-
-def _sheet(tiles: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Tiles in rows of COLUMNS, each with its name below, on white."""
-    rows = -(-len(tiles) // COLUMNS)
-    height, width = SIDE + TEXT + GAP, SIDE + GAP
-    sheet = np.full((rows * height + GAP, COLUMNS * width + GAP, 3), 255, np.uint8)
-    for place, (name, image) in enumerate(tiles):
-        top, left = GAP + place // COLUMNS * height, GAP + place % COLUMNS * width
-        scale = SIDE / max(image.shape[:2])
-        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        sheet[top : top + small.shape[0], left : left + small.shape[1]] = small
-        cv2.putText(
-            sheet, name, (left, top + SIDE + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1,
-            cv2.LINE_AA,
-        )  # fmt: skip
-    return sheet
