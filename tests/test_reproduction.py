@@ -173,6 +173,13 @@ def test_phases_and_patients_have_intervals(filled: dict[str, Any]) -> None:
         assert found["low"] <= found["value"] <= found["high"]
 
 
+def test_figures_of_a_class_have_intervals_and_a_difference(filled: dict[str, Any]) -> None:
+    row = row_of(filled["tables"][0], "convnext", "per_class.NPM1.precision")
+    for column in ("clean", "published_protocol", "difference"):
+        found = row[column]
+        assert found["low"] <= found["value"] <= found["high"], column
+
+
 def test_what_is_not_there_says_why_and_is_never_zero(filled: dict[str, Any]) -> None:
     (table,) = filled["tables"]
     for arm, metric, clean, theirs in (
