@@ -14,6 +14,7 @@ from leukoscope.errors import LeukoscopeError
 from leukoscope.models.classifier import Classifier, Deployed
 
 OPSET = 18
+TOLERANCE = 1e-3
 
 
 def classifier_graph(
@@ -48,20 +49,35 @@ def to_onnx(module: nn.Module, size: tuple[int, int], outputs: tuple[str, ...]) 
 
 
 def _check_parity(module: nn.Module, graph: bytes, size: tuple[int, int]) -> None:
-    """Raise LeukoscopeError unless ONNX Runtime gives what torch gives, on fresh input."""
+    """Raise LeukoscopeError unless ONNX Runtime gives what torch gives, on fresh input.
+
+    Where rounding errors grow in the network itself (channels of next to no variance, say), ONNX
+    Runtime must be as near to the result in double precision as torch is, within a factor of ten.
+    """
     session = onnx_session(graph)
     images = np.random.default_rng(0).random((3, 3, *size), dtype=np.float32)
+    found = session.run(None, {"images": images})
+    wanted = _answers(module, torch.from_numpy(images))
+    names = [output.name for output in session.get_outputs()]
+    errors = [_error(a, b) for a, b in zip(found, wanted, strict=True)]
+    if max(errors) < TOLERANCE:
+        return
+    exact = _answers(module.double(), torch.from_numpy(images).double())
+    module.float()
+    for name, got, own, true in zip(names, found, wanted, exact, strict=True):
+        if not _error(got, true) < max(TOLERANCE, 10 * _error(own, true)):
+            raise LeukoscopeError(
+                f"ONNX differs from torch in {name!r} by {_error(got, own):.2g} relative"
+            )
+
+
+def _answers(module: nn.Module, images: torch.Tensor) -> list[np.ndarray]:
     with torch.no_grad():
-        expected = module(torch.from_numpy(images))
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    for name, want, got in zip(
-        [o.name for o in session.get_outputs()],
-        expected,
-        session.run(None, {"images": images}),
-        strict=True,
-    ):
-        wanted = want.detach().numpy()
-        scale = float(np.abs(wanted).max()) or 1.0
-        error = float(np.abs(wanted - got).max()) / scale
-        if not error < 1e-3:
-            raise LeukoscopeError(f"ONNX differs from torch in {name!r} by {error:.2g} relative")
+        said = module(images)
+    # A view of a parameter asks for a gradient even here.
+    return [part.detach().numpy() for part in (said if isinstance(said, tuple) else (said,))]
+
+
+def _error(got: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference, relative to the largest value."""
+    return float(np.abs(wanted - got).max()) / (float(np.abs(wanted).max()) or 1.0)

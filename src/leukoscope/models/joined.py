@@ -81,7 +81,14 @@ def _with_logits(graph: onnx.ModelProto, raw_scores: bool) -> onnx.ModelProto:
     graph.graph.output.append(
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", classes])
     )
-    return Extractor(graph).extract_model(["features"], ["logits"])
+    for used in graph.opset_import:
+        if used.domain == "":
+            # skl2onnx states the lowest opset that its own nodes need; the checker knows whether
+            # they mean the same in this one.
+            used.version = OPSET
+    found = Extractor(graph).extract_model(["features"], ["logits"])
+    onnx.checker.check_model(found)
+    return found
 
 
 def _with_both_columns(model: Pipeline) -> Pipeline:
