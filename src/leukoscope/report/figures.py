@@ -135,6 +135,7 @@ def drawing(figure: Figure, name: str, data: pd.DataFrame, alt: str) -> Drawing:
     stream = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)
+    figure.set_layout_engine("none")  # laid out once; the PDF draws it as it stands
     return Drawing(name, stream.getvalue(), data, alt, figure)
 
 
@@ -241,8 +242,9 @@ def confusion_matrix(
     with style():
         figure, axes = _figure(max(3.4, k * side + margin + 0.2), max(2.9, k * side + margin))
         for (row, column), share in np.ndenumerate(shares):
-            cell = Rectangle((column, row), 1, 1, facecolor=SHARE, alpha=share, linewidth=0)
-            axes.add_patch(cell)
+            if share:
+                cell = Rectangle((column, row), 1, 1, facecolor=SHARE, alpha=share, linewidth=0)
+                axes.add_artist(cell)  # without add_patch's slow look at the limits
             _cell_text(axes, row, column, int(matrix[row, column]), share, small=k > 10)
         axes.set(xlim=(0, k), ylim=(k, 0), aspect="equal")
         axes.set_xticks(np.arange(k) + 0.5, names, rotation=45, ha="right", rotation_mode="anchor")
@@ -268,9 +270,11 @@ def confusion_matrix(
 
 
 def _cell_text(axes: Axes, row: int, column: int, n: int, share: float, *, small: bool) -> None:
+    if small and not n:  # a large matrix is read by what is in it
+        return
     # White is read better than ink from a share of .7 on, in the light and the dark page alike.
     colour = ON_SHARE if share >= 0.7 else INK if n else MUTED
-    at: dict[str, Any] = {"ha": "center", "color": colour}
+    at: dict[str, Any] = {"ha": "center", "color": colour, "in_layout": False}
     if small or not n:
         axes.text(column + 0.5, row + 0.5, f"{n}", va="center", fontsize=7 if small else 8.5, **at)
         return
