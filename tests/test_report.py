@@ -14,11 +14,14 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from leukoscope import api
 from leukoscope.errors import InputError
 from leukoscope.evaluate.metrics import compute
 from leukoscope.report import comparison, figures, numbers, verdict
 from leukoscope.report import run as report
 from leukoscope.report.inputs import load
+from leukoscope.report.numbers import count
+from leukoscope.report.sections_errors import held_out
 from leukoscope.report.sections_results import chosen_epoch
 from leukoscope.report.sections_trust import reliability_bins
 
@@ -545,6 +548,202 @@ def test_figures_by_patient_phase_and_fold_stand_beside(run: Path) -> None:
     assert "By patient, mean probability 12 patients 75.0% [50.0, 90.0] undefined" in classes
     assert "After phase 1 12 images 75.0% undefined" in classes
     assert "2 folds 80.0% ± 2.0% 80.0% ± 2.0%" in classes
+
+
+# --- learning curves of several folds and networks --------------------------------------------
+
+
+def history(**more: Any) -> pd.DataFrame:
+    loss = np.array([0.9, 0.5, 0.4, 0.6, 0.3, 0.35])
+    return pd.DataFrame({"phase": [1, 1, 1, 2, 2, 2], "epoch": range(1, 7),
+                         "train_loss": loss - 0.1, "validation_loss": loss, "train_accuracy": 1 - loss / 2,
+                         "validation_accuracy": 0.95 - loss / 2} | more)  # fmt: skip
+
+
+def test_learning_curves_are_drawn_by_fold_with_the_epoch_each_kept(run: Path) -> None:
+    later = history(validation_loss=[0.9, 0.8, 0.7, 0.6, 0.5, 0.2])
+    folds = pd.concat([history().assign(fold=0), later.assign(fold=1)])
+    folds.to_csv(run / "history.csv", index=False)
+    said = text(Reader(report.write(run).read_text(encoding="utf-8")), "learning")
+    assert "rings mark the epochs kept: 5 and 6" in said
+    assert "Dotted lines part the phases" in said
+    drawn = pd.read_csv(run / "figures" / "learning_loss.csv")
+    assert sorted(drawn["fold"].unique()) == [0, 1]
+    chosen = [4, 11]
+    drawing = figures.learning_curve(folds.reset_index(drop=True), "loss", chosen)
+    assert drawing is not None
+    axes = drawing.figure.axes[0]
+    rings = next(line for line in axes.lines if line.get_label() == "epoch kept")
+    assert list(zip(*rings.get_data(), strict=True)) == [(5, 0.3), (6, 0.2)]
+    borders = [line for line in axes.lines if list(line.get_xdata()) == [3.5, 3.5]]
+    assert len(borders) == 1
+
+
+def test_each_network_has_curves_of_its_own(run: Path) -> None:
+    both = pd.concat([history().assign(network=n) for n in ("densenet121", "resnet50")])
+    both.to_csv(run / "history.csv", index=False)
+    said = text(Reader(report.write(run).read_text(encoding="utf-8")), "learning")
+    assert "densenet121: Epoch 5 of 6 was kept" in said
+    assert {f.stem for f in (run / "figures").glob("learning*.svg")} == {
+        f"learning_{n}_{w}" for n in ("densenet121", "resnet50") for w in ("loss", "accuracy")
+    }
+
+
+def test_an_average_of_epochs_is_none_of_them(run: Path) -> None:
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text() + "[training.averaging]\nstart = 2\n", encoding="utf-8")
+    said = text(Reader(report.write(run).read_text(encoding="utf-8")), "learning")
+    assert "average over the last epochs" in said
+
+
+# --- learning from errors ---------------------------------------------------------------------
+
+
+def spoiled(run: Path) -> tuple[str, str, str]:
+    """Give the surest right answer another label: (image, wrong label, right one)."""
+    frame = pd.read_parquet(run / "predictions.parquet")
+    columns = [f"prob_{c}" for c in CLASSES]
+    right = frame["label"] == frame["predicted"]
+    row = frame.loc[right, columns].max(axis=1).idxmax()
+    image, true = frame.loc[row, ["image", "label"]]
+    wrong = next(c for c in CLASSES if c != true)
+    frame.loc[row, "label"] = wrong
+    frame.to_parquet(run / "predictions.parquet")
+    return image, wrong, true
+
+
+def test_a_wrong_label_heads_the_list_of_suspects(run: Path) -> None:
+    image, wrong, true = spoiled(run)
+    said = text(Reader(report.write(run).read_text(encoding="utf-8")), "errors")
+    sheet = pd.read_csv(run / "errors.csv")
+    assert list(sheet) == ["image", "label", "suggested", "confidence", "why"]
+    assert tuple(sheet.loc[0, ["image", "label", "suggested"]]) == (image, wrong, true)
+    assert sheet.loc[0, "confidence"] > 0.9
+    assert "These are suspects, not errors" in said
+    assert "Classes, hardest first:" in said
+    assert "ig taken for neutrophil" in said
+
+
+def test_duplicates_of_another_label_are_on_the_list(run: Path) -> None:
+    cells = load(run).cells
+    assert cells is not None
+    first = cells["image"].iloc[-1]
+    other = cells.loc[cells["label"] != cells["label"].iloc[-1], "image"].iloc[-1]
+    audit = json.loads((run / "audit.json").read_text())
+    dump(run / "audit.json", audit | {"label_conflicts": [[first, other]]})
+    said = text(Reader(report.write(run).read_text(encoding="utf-8")), "errors")
+    sheet = pd.read_csv(run / "errors.csv").set_index("image")
+    assert f"stands under another label: {other}" in sheet.loc[first, "why"]
+    assert f"stands under another label: {first}" in sheet.loc[other, "why"]
+    assert "more images have a duplicate of another label" in said
+
+
+def test_every_fold_counts_and_an_image_once(run: Path) -> None:
+    frame = pd.read_parquet(run / "predictions.parquet")
+    half = len(frame) // 2
+    folds = [frame.assign(fold=0), frame.iloc[:half].assign(fold=1, role="validation")]
+    pd.concat(folds).to_parquet(run / "predictions.parquet")
+    found = held_out(load(run))
+    assert found is not None
+    assert len(found) == len(frame)
+
+
+# --- foreign predictions ----------------------------------------------------------------------
+
+
+def foreign(run: Path, folder: Path) -> Path:
+    """The run's predictions as another tool would give them."""
+    frame = pd.read_parquet(run / "predictions.parquet").drop(columns="role")
+    path = folder / "predictions.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_evaluate_writes_a_page_for_foreign_predictions(full_run: Path, tmp_path: Path) -> None:
+    source = foreign(full_run, tmp_path)
+    api.evaluate(source, out=tmp_path / "metrics.json", report=tmp_path / "page")
+    reader = read(tmp_path / "page" / "report.html")
+    sections = [s["id"] for s in reader.all("section")]
+    assert set(sections) >= {"verdict", "confusion", "classes", "roc", "baseline", "calibration"}
+    assert set(sections) >= {"errors", "failures"}
+    assert not set(sections) & {"audit", "split", "samples", "learning", "published", "protocols"}
+    assert "the right class for" in text(reader, "verdict")
+    assert "of 400 images; over" in text(reader, "verdict")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    low, high = metrics["ci"]["per_class.ig.recall"]
+    recall = metrics["per_class"]["ig"]["recall"]
+    assert f"{100 * recall:.1f}% [{100 * low:.1f}, {100 * high:.1f}]" in text(reader, "classes")
+    stems = {f.stem for f in (tmp_path / "page" / "figures").glob("*.svg")}
+    assert stems >= {"confusion_matrix", "roc", "baseline", "reliability"}
+    assert stems == {f.stem for f in (tmp_path / "page" / "figures").glob("*.csv")}
+    assert (tmp_path / "page" / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert source.read_bytes() == foreign(full_run, tmp_path).read_bytes()
+
+
+def test_labels_alone_make_a_page(full_run: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(foreign(full_run, tmp_path))[["label", "predicted"]]
+    frame.to_csv(tmp_path / "labels.csv", index=False)
+    api.evaluate(tmp_path / "labels.csv", report=tmp_path / "page")
+    reader = read(tmp_path / "page" / "report.html")
+    for section in ("roc", "calibration", "errors"):
+        assert "robabilities" in text(reader, section)
+    assert "Most confused pairs" in text(reader, "errors")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("semicolons", "image;label;predicted;prob_1;prob_2\na;1;1.0;0,9;0,1\nb;2;1;0,6;0,4\n"),
+        ("tabs", "image\tlabel\tpredicted\na\t1\t1\nb\t2\t1\n"),
+        ("mark", "\ufefflabel,predicted\n1,1.0\n2.0,1\n"),
+        ("floats", "label,predicted,prob_1.0,prob_2.0\n1.0,1.0,0.9,0.1\n2.0,1.0,0.6,0.4\n"),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / f"{name}.csv"
+    path.write_text(content, encoding="utf-8")
+    found = api.evaluate(path)
+    assert found["classes"] == ["1", "2"]
+    assert found["accuracy"] == 0.5
+    assert (found["log_loss"] is None) != ("prob" in content)
+
+
+def test_classes_that_are_no_whole_numbers_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("label,predicted\n1.5,1.5\n1.0,1\n", encoding="utf-8")
+    assert api.evaluate(path)["classes"] == ["1", "1.0", "1.5"]
+
+
+# --- any two or more --------------------------------------------------------------------------
+
+
+def test_compare_writes_a_page(full_run: Path, tmp_path: Path) -> None:
+    source = foreign(full_run, tmp_path)
+    worse = pd.read_csv(source)
+    columns = [f"prob_{c}" for c in CLASSES]
+    rng = np.random.default_rng(0)
+    noisy = 0.3 * worse[columns] + 0.7 * rng.dirichlet(np.ones(len(CLASSES)), len(worse))
+    worse[columns] = noisy
+    worse["predicted"] = np.array(CLASSES)[noisy.to_numpy().argmax(axis=1)]
+    worse.iloc[:-5].to_csv(tmp_path / "worse | noisy.csv", index=False)
+    labels = tmp_path / "labels.csv"
+    worse[["image", "label", "predicted"]].to_csv(labels, index=False)
+    found = api.compare([source, tmp_path / "worse | noisy.csv", labels], report=tmp_path / "page")
+    reader = read(tmp_path / "page" / "report.html")
+    said = text(reader, "verdict")
+    assert "On the 395 images that all predicted, predictions.csv is best" in said
+    assert "The difference to worse | noisy.csv and labels.csv is clear" in said
+    assert "labels.csv 5" in said
+    overall = text(reader, "overall")
+    assert "Metric predictions.csv worse | noisy.csv labels.csv" in overall
+    assert f"{count(len(found['pairs']), 'pair')} differ" in text(reader, "tests")
+    assert "Recall by class; the models differ most on" in text(reader, "classes")
+    figures_ = {f.stem for f in (tmp_path / "page" / "figures").glob("*.svg")}
+    assert figures_ == {"accuracy", "macro_f1", "reliability", "roc_1", "roc_2",
+                        *(f"confusion_matrix_{i}" for i in (1, 2, 3))}  # fmt: skip
+    assert figures_ == {f.stem for f in (tmp_path / "page" / "figures").glob("*.csv")}
+    assert (tmp_path / "page" / "report.pdf").is_file()
+    assert len(reader.all("figcaption")) == len(reader.all("figure"))
 
 
 # --- several runs -----------------------------------------------------------------------------
