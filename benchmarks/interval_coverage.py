@@ -14,10 +14,10 @@ import argparse
 import numpy as np
 
 from leukoscope.evaluate.intervals import bootstrap
-from leukoscope.evaluate.metrics import scalars
 from leukoscope.evaluate.predictions import Predictions
+from leukoscope.evaluate.resampling import measured
 
-METRICS = ("accuracy", "macro_f1")
+METRICS = ("accuracy", "macro_f1", "per_class.a.recall", "per_class.a.precision")
 CLASSES = ("a", "b", "c")
 
 
@@ -42,7 +42,7 @@ def coverage(
 ) -> dict[str, dict[str, float]]:
     """{metric: {by_patient, by_image}}: the share of 95 % intervals that hold the truth."""
     generator = np.random.default_rng(seed)
-    truth = scalars(simulate(30_000, generator)[0], METRICS)[0]
+    truth = measured(simulate(30_000, generator)[0], METRICS)
     hits = {metric: {"by_patient": 0, "by_image": 0} for metric in METRICS}
     for index in range(simulations):
         predictions, groups = simulate(patients, generator)
@@ -66,9 +66,9 @@ def main() -> None:
     arguments = parser.parse_args()
     table = coverage(arguments.patients, arguments.simulations)
     print(f"{arguments.simulations} simulations of {arguments.patients} patients, nominal 95 %")
-    print(f"{'metric':<12}{'by patient':>12}{'by image':>12}")
+    print(f"{'metric':<24}{'by patient':>12}{'by image':>12}")
     for metric, row in table.items():
-        print(f"{metric:<12}{row['by_patient']:>12.1%}{row['by_image']:>12.1%}")
+        print(f"{metric:<24}{row['by_patient']:>12.1%}{row['by_image']:>12.1%}")
 
 
 if __name__ == "__main__":

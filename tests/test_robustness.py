@@ -173,6 +173,18 @@ def test_undisturbed_figures_are_those_of_the_run(run: Path) -> None:
         robustness.robustness(run, images=["no.png"])
 
 
+def test_without_a_novelty_flag_its_share_is_not_known() -> None:
+    """As under the published protocol, which fits none: empty, never 0."""
+    labels, probs = np.array([0, 1, 1, 0]), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [1, 0]])
+    units = ["p", "p", "q", "r"]
+    found = robustness._scores(labels, probs, np.full(4, np.nan), ["a", "b"], units)
+    assert found["novel"] is None
+    assert found["accuracy"] == 0.75
+    assert found["confidence"] == pytest.approx(0.825)
+    flagged = robustness._scores(labels, probs, np.array([0.5, 1, 1.1, 2]), ["a", "b"], units)
+    assert flagged["novel"] == 0.5
+
+
 def test_classes_stay_in_proportion() -> None:
     frame = pd.DataFrame({"label": ["a"] * 60 + ["b"] * 30 + ["c"] * 10})
     frame["image"] = [f"i{at}" for at in range(100)]
@@ -200,7 +212,8 @@ def test_the_terminal_shows_value_and_accuracy(
 ) -> None:
     show.robustness(table.to_dict("records"))
     said = capsys.readouterr().out
-    assert "Accuracy on 12 disturbed images" in said
+    assert "Accuracy on 12 images: " in said
+    assert "  jpeg (quality): 70: " in said
     ten = table[(table["corruption"] == "jpeg") & (table["value"] == 10)]["accuracy"].iloc[0]
     assert f"10: {100 * ten:.1f}%" in said
 

@@ -96,20 +96,13 @@ def metrics(title: str, found: Mapping[str, Any]) -> None:
 
 
 def robustness(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Accuracy by corruption and severity, each beside its value."""
-    accuracy = {(row["corruption"], row["severity"]): row for row in rows}
-    kinds = [kind for kind in dict.fromkeys(row["corruption"] for row in rows) if kind != "none"]
-    steps = sorted({row["severity"] for row in rows} - {0})
-    start = accuracy["none", 0]
-    lines = [
-        (f"{kind}, {accuracy[kind, steps[0]]['unit']}",
-         *(f"{accuracy[kind, s]['value']:g}: {numbers.percent(accuracy[kind, s]['accuracy'])}"
-           for s in steps))
-        for kind in kinds
-    ]  # fmt: skip
-    table(
-        f"Accuracy on {start['n']} disturbed images (undisturbed "
-        f"{numbers.percent(start['accuracy'])}): value and accuracy of each strength",
-        ("disturbance", *map(str, steps)),
-        lines,
+    """Accuracy under each corruption, a line each, beside the value of each severity."""
+    start, *disturbed = rows
+    say(
+        f"Accuracy on {start['n']} images: {numbers.percent(start['accuracy'])}; disturbed, by "
+        "strength:"
     )
+    for kind in dict.fromkeys(row["corruption"] for row in disturbed):
+        own = [row for row in disturbed if row["corruption"] == kind]
+        steps = [f"{row['value']:g}: {numbers.percent(row['accuracy'])}" for row in own]
+        say(f"  {kind} ({own[0]['unit']}): {', '.join(steps)}")
