@@ -555,9 +555,10 @@ def test_figures_by_patient_phase_and_fold_stand_beside(run: Path) -> None:
 
 def history(**more: Any) -> pd.DataFrame:
     loss = np.array([0.9, 0.5, 0.4, 0.6, 0.3, 0.35])
-    return pd.DataFrame({"phase": [1, 1, 1, 2, 2, 2], "epoch": range(1, 7),
-                         "train_loss": loss - 0.1, "validation_loss": loss, "train_accuracy": 1 - loss / 2,
-                         "validation_accuracy": 0.95 - loss / 2} | more)  # fmt: skip
+    columns = {"phase": [1, 1, 1, 2, 2, 2], "epoch": range(1, 7)}
+    columns |= {"train_loss": loss - 0.1, "train_accuracy": 1 - loss / 2}
+    columns |= {"validation_loss": loss, "validation_accuracy": 0.95 - loss / 2}
+    return pd.DataFrame(columns | more)
 
 
 def test_learning_curves_are_drawn_by_fold_with_the_epoch_each_kept(run: Path) -> None:
@@ -584,7 +585,7 @@ def test_each_network_has_curves_of_its_own(run: Path) -> None:
     both.to_csv(run / "history.csv", index=False)
     said = text(Reader(report.write(run).read_text(encoding="utf-8")), "learning")
     assert "densenet121: Epoch 5 of 6 was kept" in said
-    assert {f.stem for f in (run / "figures").glob("learning*.svg")} == {
+    assert {f.stem for f in (run / "figures").glob("learning_*_*.svg")} == {
         f"learning_{n}_{w}" for n in ("densenet121", "resnet50") for w in ("loss", "accuracy")
     }
 
