@@ -436,6 +436,7 @@ def test_a_bundle_says_what_needs_its_run(run: Path, smear: Path, tmp_path: Path
     bundle = api.export(run, tmp_path / "bundle")
     first, out = _images(smear, 1)[0], tmp_path / "none"
     assert "--sanity" in refused("explain", bundle, first, "-o", out, "--sanity")
+    assert "no folder of masks" in refused("explain", bundle, first, "-o", out, "--masks", first)
     assert "No images were given" in refused("explain", bundle, "-o", out)
     assert "training images" in refused("explain", bundle, first, "-o", out, "--neighbours", 2)
     assert "8 or more" in refused("explain", bundle, first, "-o", out, "--tsne")

@@ -72,6 +72,12 @@ def explain(
     Returns explain.json (docs/files.md). Raises InputError where no file could be read, or what was
     asked for needs the run, torch or its training images.
     """
+    if masks is not None and not masks.is_dir():
+        raise InputError(
+            f"There is no folder of masks {masks}",
+            fix="Make one with: leukoscope segment DIR -o MASKS",
+            field="masks",
+        )
     opened = heat_maps.open_source(source)
     if tsne:
         require("openTSNE", "train")

@@ -84,7 +84,8 @@ def draw(frame: pd.DataFrame) -> Drawing:
                              edgecolors=edge, zorder=3 if marker == "X" else 2,
                              rasterized=len(frame) > MOST_VECTORS)  # fmt: skip
             middle = frame.loc[part, ["x", "y"]].median()
-            axes.text(*middle, str(place + 1), weight="bold", ha="center", va="center", zorder=4,
+            axes.text(middle["x"], middle["y"], str(place + 1), weight="bold", zorder=4,
+                      ha="center", va="center",
                       path_effects=[withStroke(linewidth=2.5, foreground=PAPER)])  # fmt: skip
             handles.append(_handle("o", colour, f"{place + 1}  {clean(name, 22)}"))
         if wrong.any():
