@@ -476,6 +476,14 @@ def test_training_images_that_are_gone_are_passed_over(run: Path, tmp_path: Path
     assert again[0]["neighbours"] == made[0]["neighbours"]
     assert "have no picture" in remarks[-1]
     (run / "model" / "training_features.npz").write_bytes(b"PK garbage")
+    scored = known.paths(known.scored["image"])
+    scored[0].rename(tmp_path / "aside")
+    try:
+        own = api.explain(run, [], tmp_path / "own", tsne=True, say=remarks.append)
+    finally:
+        (tmp_path / "aside").rename(scored[0])
+    assert "1 of" in remarks[-1]
+    assert [e["image"] for e in own if "why" in e] in ([], [str(scored[0])])
     assert api.explain(run, [query], tmp_path / "near", neighbours=1)[0]["neighbours"]
 
 

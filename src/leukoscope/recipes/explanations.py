@@ -120,7 +120,7 @@ def _maps(opened: Opened, say: Say, *, needed: bool) -> Maps | None:
 
 def _examples(source: Path, known: Origins | None) -> list[Path]:
     """The surest errors of a run's scored part, then right answers from the surest to the least."""
-    if known is None:
+    if known is None or known.scored.empty:
         raise InputError(
             f"No images were given, and those that {source} was scored on are not known here",
             fix="Give images, folders of images, or a glob such as 'smear/*.jpg'.",
@@ -131,7 +131,7 @@ def _examples(source: Path, known: Origins | None) -> list[Path]:
     wrong = ranked[ranked["label"] != ranked["predicted"]].head(EXAMPLES)
     spread = np.linspace(0, len(right) - 1, min(EXAMPLES, len(right))).round().astype(int)
     names = [*wrong["image"], *right["image"].iloc[spread]]
-    return find_images(known.paths(names))
+    return known.paths(names)  # those that lie there no more are listed as unreadable
 
 
 def _all(job: _Job, paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[Path, Answers]]:
