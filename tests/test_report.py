@@ -950,6 +950,28 @@ def test_few_tables_are_open_however_many_arms_and_metrics(tmp_path: Path) -> No
 # --- in a browser -----------------------------------------------------------------------------
 
 
+OVERLAPPING = """() => {
+  const found = [];
+  const crossing = (r, q) => r.left < q.right - 1 && q.left < r.right - 1 && r.top < q.bottom - 2
+    && q.top < r.bottom - 2;
+  for (const svg of document.querySelectorAll('svg')) {
+    const own = [...svg.querySelectorAll('text')]
+      .filter(text => !/rotate\\(-?(?!0\\b)[0-9.]*[1-9]/.test(text.getAttribute('transform')));
+    const boxes = own.map(text => text.getBoundingClientRect());
+    boxes.forEach((box, i) => boxes.slice(i + 1).forEach((other, j) => {
+      if (crossing(box, other)) found.push(own[i].textContent + ' / ' + own[i + 1 + j].textContent);
+    }));
+  }
+  const parts = [...document.querySelectorAll('main p, main figcaption, main table, main .plots')]
+    .filter(part => part.checkVisibility()).map(part => [part, part.getBoundingClientRect()]);
+  for (let i = 1; i < parts.length; i++) {
+    const [[a, above], [b, below]] = [parts[i - 1], parts[i]];
+    if (!a.contains(b) && crossing(above, below)) found.push(b.textContent.slice(0, 40));
+  }
+  return found;
+}"""  # level texts within a figure, and blocks of the page that follow each other
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_the_page_whole_and_asks_for_nothing(
@@ -973,8 +995,10 @@ def test_a_browser_shows_the_page_whole_and_asks_for_nothing(
         broken = page.evaluate(
             "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
         )
+        overlapping = page.evaluate(OVERLAPPING)
         chromium.close()
     assert too_wide <= 0
+    assert not overlapping
     assert broken == 0
     assert not said
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []

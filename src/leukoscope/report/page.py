@@ -91,8 +91,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in a grid under one caption; `size` is `small`, `large` or, for
-    strips of several, `wide`."""
+    """Pictures in a grid under one caption; `size` is `small`, `large`, for strips of several
+    `wide`, or `rows` of six."""
 
     items: Sequence[Picture]
     caption: str

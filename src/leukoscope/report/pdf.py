@@ -45,7 +45,7 @@ SCALE = 0.9  # of a figure: two of the usual size fit side by side
 TALLEST, SEVERAL = 150 * mm, 105 * mm  # height of a figure, of one among several
 # Characters of a field, rows of a table, lines of code: the page has the rest.
 LONGEST, MOST_ROWS, MOST_LINES = 1200, 250, 40
-KEPT_WHOLE = 14  # rows of a table that is not broken
+KEPT_WHOLE = 24  # rows of a table that is not broken
 ACCENT, WARNING, SOFT = HexColor("#5b3d8f"), HexColor("#8a3b00"), HexColor("#f5f4f8")
 SIZES = (7.6, 6.8, 6.0)  # of a table's text, the first that lets it fit
 GAP = 7.0  # points between columns
@@ -70,7 +70,7 @@ LOOKS = {
     "above": _look("above", 8, textColor=HexColor(MUTED), spaceAfter=3),
     "code": _look("code", 6.8, fontName=MONO, backColor=SOFT, borderPadding=4, spaceAfter=9),
     "fact": _look("fact", 12.5, fontName=BOLD, spaceAfter=0),
-    "small": _look("small", 6.2, spaceAfter=0),
+    "small": _look("small", 5.9, spaceAfter=0),
 }
 
 
@@ -256,13 +256,14 @@ def _plot(block: pages.Plot) -> list[Flowable]:
 
 
 def _pictures(block: pages.Pictures) -> list[Flowable]:
-    across = {"small": 8, "large": 6, "wide": 2}[block.size]
+    across = {"small": 8, "rows": 12, "large": 6, "wide": 2}[block.size]
     side = WIDTH / across
     rows = []
     for start in range(0, len(block.items), across):
         part = block.items[start : start + across]
         rows.append([_picture(item, side - GAP) for item in part] + [""] * (across - len(part)))
-    apart = [("BOTTOMPADDING", (0, 0), (-1, -1), 4), ("RIGHTPADDING", (0, 0), (-1, -1), GAP)]
+    gap = 0 if block.size == "rows" else GAP  # a row's one name may reach under the next picture
+    apart = [("BOTTOMPADDING", (0, 0), (-1, -1), 4), ("RIGHTPADDING", (0, 0), (-1, -1), gap)]
     grid = Table(rows, colWidths=[side] * across, style=[*_FLUSH, _TOP, *apart])
     caption = Paragraph(_markup(block.caption), LOOKS["caption"])
     grid.keepWithNext = len(rows) <= 2

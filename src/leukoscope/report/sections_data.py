@@ -223,17 +223,17 @@ def samples(run: Run) -> Section:
         return Section("samples", title, [no_images(run)])
     labels = sorted(run.cells["label"].unique())
     each = max(1, min(SAMPLES, MOST_SAMPLES // max(1, len(labels))))
-    blocks: list[Block] = []
+    items: list[tuple[str, str, tuple[str, ...]]] = []
     for label in labels[:MOST_SAMPLES]:
         names = sorted(run.cells.loc[run.cells["label"] == label, "image"])
         spread = np.linspace(0, len(names) - 1, min(each, len(names))).round().astype(int)
-        items = [(names[i], f"{label}: {names[i]}", ()) for i in spread]
-        shown = pictures.gallery(run.root, items)
-        if shown:
-            blocks.append(Pictures(shown, f"{label}: {len(shown)} of {count(len(names), 'image')}"))
-    if not blocks:
+        items += [(names[i], f"{label}: {names[i]}", (label,) if not at else ())
+                  for at, i in enumerate(spread)]  # fmt: skip
+    shown = pictures.gallery(run.root, items)
+    if not shown:
         return Section("samples", title, [no_images(run)])
-    return Section("samples", title, [Paragraph(_colour_says(run)), *blocks])
+    caption = f"Up to {each} of each class, in its order in the index. {_colour_says(run)}"
+    return Section("samples", title, [Pictures(shown, caption, size="rows")])
 
 
 def _colour_says(run: Run) -> str:
