@@ -681,6 +681,14 @@ def test_evaluate_writes_a_page_for_foreign_predictions(full_run: Path, tmp_path
     assert source.read_bytes() == foreign(full_run, tmp_path).read_bytes()
 
 
+def test_the_list_of_errors_never_replaces_the_predictions(full_run: Path, tmp_path: Path) -> None:
+    source = foreign(full_run, tmp_path).rename(tmp_path / "errors.csv")
+    before = source.read_bytes()
+    with pytest.raises(InputError, match="also an input"):
+        api.evaluate(source, report=tmp_path)
+    assert source.read_bytes() == before
+
+
 def test_labels_alone_make_a_page(full_run: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(foreign(full_run, tmp_path))[["label", "predicted"]]
     frame.to_csv(tmp_path / "labels.csv", index=False)

@@ -127,6 +127,7 @@ def evaluate(
     from leukoscope.recipes import judgement
 
     refuse_overwriting(out, [source, on])
+    refuse_overwriting(Path(report) / "errors.csv" if report else None, [source])
     source, on = Path(source), Path(on) if on else None
     if robustness:
         from leukoscope.recipes import robustness as disturbed

@@ -174,7 +174,8 @@ def _story(page: Page, notes: dict[str, int]) -> list[Flowable]:
     ]
     for number, section in enumerate(page.sections, 1):
         heading = _Heading(f"{number}  {section.title}", section.name)
-        heading.keepWithNext = isinstance(section.blocks[0], pages.Plot | pages.Pictures)
+        pictures = [isinstance(block, pages.Plot | pages.Pictures) for block in section.blocks]
+        heading.keepWithNext = any(pictures[:1])
         found += [CondPageBreak(50 * mm), heading]
         for block in section.blocks:
             found += _block(block, notes)
