@@ -670,6 +670,7 @@ def test_evaluate_writes_a_page_for_foreign_predictions(full_run: Path, tmp_path
     assert not set(sections) & {"audit", "split", "samples", "learning", "published", "protocols"}
     assert "the right class for" in text(reader, "verdict")
     assert "of 400 images; over" in text(reader, "verdict")
+    assert "only if the model was not trained on these images" in text(reader, "errors")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     low, high = metrics["ci"]["per_class.ig.recall"]
     recall = metrics["per_class"]["ig"]["recall"]

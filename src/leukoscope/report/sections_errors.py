@@ -141,12 +141,19 @@ def _conflicts(run: Run) -> dict[str, Doubt]:
 def _says(run: Run, n: int, found: Sequence[Doubt]) -> list[Block]:
     own = sum(doubt.confidence is not None for doubt in found)
     twins = len(found) - own
+    apart = run.trained or run.role == "external"
     says = (
-        f"{count(own, 'label')} of {count(n, 'held-out image')} ({percent(own / n)}) "
-        f"look{'s' if own == 1 else ''} wrong: the model, which was not trained on these images, "
-        "is as sure of another class as it usually is of that class's own images (confident "
-        "learning, Northcutt et al. 2021)."
+        f"{count(own, 'label')} of {count(n, 'held-out image' if apart else 'image')} "
+        f"({percent(own / n)}) look{'s' if own == 1 else ''} wrong: the model"
+        f"{', which was not trained on these images,' if apart else ''} is as sure of another "
+        "class as it usually is of that class's own images (confident learning, Northcutt et al. "
+        "2021)."
     )
+    if not apart:
+        says += (
+            " This holds only if the model was not trained on these images, which a file of "
+            "predictions can't tell."
+        )
     if twins:
         says += (
             f" {count(twins, 'more image')} {'has' if twins == 1 else 'have'} a duplicate of "
@@ -167,7 +174,7 @@ def _says(run: Run, n: int, found: Sequence[Doubt]) -> list[Block]:
     if not shown:
         return [*blocks, table, *([no_images(run)] if run.environment else [])]
     caption = (
-        f"The {count(len(shown), 'most suspicious label')}, worst first. Where the picture shows "
+        f"{count(len(shown), 'suspicious label')}, worst first. Where the picture shows "
         "what the model suggests, correct the label; where it shows neither, leave the image out."
     )
     folded = Details("The same as a table", [table])
@@ -221,9 +228,9 @@ def _hardest(run: Run, frame: pd.DataFrame, found: Sequence[Doubt]) -> Table:
         lines.append((recall, name, cells))
     lines.sort(key=lambda line: line[:2])
     hardest = [name for recall, name, _ in lines if recall <= lines[0][0] + 0.02][:NAMED]
-    caption = f"Classes, hardest first: {listing(hardest)}. Each held-out image counts once."
+    caption = f"Classes, hardest first: {listing(hardest)}. Each image counts once."
     if lines[0][0] == 1:
-        caption = "Classes: no held-out image was taken for another class."
+        caption = "Classes: no image was taken for another class."
     head = ["Class", "Images", "Recall", "Mean confidence in it", "Suspects", "Most taken for"]
     return Table(caption, head, [cells for *_, cells in lines], frozenset({5}))
 
