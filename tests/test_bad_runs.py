@@ -37,16 +37,21 @@ def test_a_run_folder_is_used_once(made: Made, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["garbage", "flip"])
-def test_damaged_checkpoints(made: Made, tmp_path: Path, damage: str) -> None:
-    run = copied(made.run, tmp_path)
+def test_damaged_checkpoints(
+    made: Made, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
     train = ("train", "lightweight-cnn", made.cells, "--split", made.split, *TINY, "-o", run)
-    for name in ("epoch-0001.safetensors", "best.safetensors"):
+    # A finished run has none left to go on from.
+    monkeypatch.setattr("leukoscope.train.checkpoints.clear", lambda _: None)
+    done(*train)
+    for name in ("epoch-00000001.safetensors", "phase-1.safetensors"):
         path = run / "checkpoints" / name
         whole = path.read_bytes()
         (run / "environment.json").unlink(missing_ok=True)  # as if it had been cut short
         path.write_bytes(b"garbage" if damage == "garbage" else whole[:-5] + b"\1" + whole[-4:])
-        if name == "best.safetensors":
-            assert "best.safetensors" in refused(*train, "--resume")
+        if name == "phase-1.safetensors":
+            assert "phase-1.safetensors" in refused(*train, "--resume")
             continue
         answer = call(*train, "--resume")  # begins anew, and says why
         assert answer.code == 0
@@ -169,7 +174,7 @@ def test_predict_arguments(made: Made, tmp_path: Path) -> None:
         "label,predicted,prob_a,prob_b\na,b,.9,.9\n", "label,predicted,prob_a,prob_b\na,b,,1\n",
         "label,predicted,prob_a,prob_b\na,b,-1,2\n", "label,predicted,prob_a,prob_b\na,b,x,y\n",
         "label,predicted,prob_a,prob_b\nc,b,.5,.5\n", "label,predicted,prob_a\na,b,1\n",
-        "label,predicted,prob_a,prob_b\na,b,90,10\n", "label;predicted\na;b\n",
+        "label,predicted,prob_a,prob_b\na,b,90,10\n", "label;wrong\na;b\n",
     ],
 )  # fmt: skip
 def test_tables_that_hold_no_predictions(tmp_path: Path, text: str) -> None:

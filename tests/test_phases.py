@@ -249,8 +249,33 @@ def test_validations_within_a_pass(samples: PixelSamples, part: Part, tmp_path: 
         {"phases": [{"trained": "head", "unfreeze_every": 2}]},
         {"mixup": -1},
         {"batch_size": 1},
+        {"averaging": {"start": 3}},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Training.model_validate(BASE.model_dump() | wrong)
+
+
+def test_a_run_cut_short_between_two_phases_keeps_the_first_ones_best(
+    samples: PixelSamples, part: Part, tmp_path: Path
+) -> None:
+    """The second phase's best epoch was written, its checkpoint not."""
+    phases = [Phase(trained="head", epochs=2), Phase(trained="all", epochs=2)]
+    settings = BASE.model_copy(update={"phases": phases})
+    whole = train(samples, part, settings, tmp_path / "whole").state_dict()
+    real = loop.checkpoints.save
+
+    def cut(path: Path, *rest: object) -> None:
+        if path.name == "epoch-00000003.safetensors":
+            raise KeyboardInterrupt
+        real(path, *rest)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.checkpoints, "save", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(samples, part, settings, tmp_path / "cut")
+    again = network()
+    fit(again, "cnn", samples, part, Part(part.rows, part.labels), settings, tmp_path / "cut",
+        seed=0, resume=True)  # fmt: skip
+    assert not moved(whole, again)

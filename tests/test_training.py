@@ -132,7 +132,7 @@ def test_features_of_a_frozen_backbone_train_the_head_to_the_plain_loops_numbers
 
     fast_losses = [row["train_loss"] for row in state.history]
     np.testing.assert_allclose(fast_losses, np.reshape(losses, (3, 5)).mean(axis=1), rtol=1e-4)
-    checkpoints.load(tmp_path / "checkpoints" / "epoch-0003.safetensors", fast.head)
+    checkpoints.load(tmp_path / "checkpoints" / "epoch-00000003.safetensors", fast.head)
     for one, other in zip(fast.head.parameters(), plain.head.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     for one, other in zip(fast.backbone.parameters(), plain.backbone.parameters(), strict=True):
@@ -242,7 +242,7 @@ def test_early_stopping_keeps_the_best_epoch(
     assert state.epoch == 4
     assert state.best_epoch == 2
     best = build("cnn", RECIPE.model.head, 6, NONE, seed=1)
-    checkpoints.load(tmp_path / "checkpoints" / "best.safetensors", best)
+    checkpoints.load(tmp_path / "checkpoints" / "phase-1.safetensors", best)
     assert all(
         torch.equal(a, b)
         for a, b in zip(best.state_dict().values(), network.state_dict().values(), strict=True)

@@ -136,7 +136,9 @@ def evaluate(
         refuse_overwriting(target, [source, on])
     found, frame = judgement.judged(source, on)
     if robustness:
-        table = disturbed.robustness(source, on, out=target, limit=limit or disturbed.LIMIT)
+        table = disturbed.robustness(
+            source, on, out=target, limit=disturbed.LIMIT if limit is None else limit
+        )
         found["robustness"] = table.to_dict("records")
     if out is not None:
         write_json(Path(out), found)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from leukoscope.data.index import CellIndex
 from leukoscope.data.table import write_parquet
 from leukoscope.evaluate.intervals import mean_sd
-from leukoscope.files import output_folder, read_json, write_json
+from leukoscope.files import output_folder, read_json, write_json, write_text
 from leukoscope.recipes import records
 from leukoscope.recipes.judgement import measure
 from leukoscope.recipes.schema import Protocol, Recipe
@@ -45,7 +45,7 @@ def run(
     _join(folds, out)
     predictions = pd.read_parquet(out / "predictions.parquet")
     write_json(out / "metrics.json", _together(predictions, metrics, classes))
-    best = min(range(len(folds)), key=lambda k: _validation_loss(folds[k]))
+    best = min(range(len(folds)), key=lambda k: _validation_loss(metrics[k]))
     shutil.copytree(folds[best] / "model", out / "model", dirs_exist_ok=True)
     _audits(folds, out)
     spent = [read_json(fold / "environment.json") for fold in folds]
@@ -60,8 +60,14 @@ def _join(folds: Sequence[Path], out: Path) -> None:
         frames = [pd.read_parquet(fold / name).assign(fold=k) for k, fold in enumerate(folds)]
         joined = pd.concat(frames, ignore_index=True)
         write_parquet(pa.Table.from_pandas(joined, preserve_index=False), out / name)
-    histories = [pd.read_csv(fold / "history.csv").assign(fold=k) for k, fold in enumerate(folds)]
-    pd.concat(histories, ignore_index=True).to_csv(out / "history.csv", index=False)
+    histories = [
+        pd.read_csv(fold / "history.csv").assign(fold=k)
+        for k, fold in enumerate(folds)
+        if (fold / "history.csv").is_file()  # no network may have been trained
+    ]
+    if histories:
+        joined = pd.concat(histories, ignore_index=True)
+        write_text(out / "history.csv", joined.to_csv(index=False, lineterminator="\n"))
 
 
 def _together(
@@ -88,12 +94,15 @@ def _together(
     return result
 
 
-def _validation_loss(fold: Path) -> float:
-    return float(pd.read_csv(fold / "history.csv")["validation_loss"].min())
+def _validation_loss(metrics: dict[str, Any]) -> float:
+    """Of the kept network, on the part that chose it; under the published protocol that part is
+    the one scored."""
+    found = metrics.get("validation", metrics)["log_loss"]
+    return float("inf") if found is None else float(found)
 
 
 def _audits(folds: Sequence[Path], out: Path) -> None:
-    """audit.json: the first fold's, with what crosses roles in any of them."""
+    """audit.json: that of the first fold that leaks, or of the first."""
     found = [read_json(fold / "audit.json") for fold in folds]
     worst = next((f for f in found if f["verdict"] == "leak"), found[0])
     write_json(out / "audit.json", worst)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from leukoscope.data import split as splits
 from leukoscope.data.audit import audit
 from leukoscope.data.duplicates import Duplicates
 from leukoscope.data.index import CellIndex
-from leukoscope.imaging.quality import FLAGS, flags
-from leukoscope.imaging.read import read_image
+from leukoscope.imaging.quality import FLAGS, Limits, flags
 from leukoscope.models import weights as model_weights
 from leukoscope.models.backbones import check_architecture
 from leukoscope.models.weights import Weights
@@ -26,7 +25,7 @@ from leukoscope.recipes import records
 from leukoscope.recipes.protocols import image_split, sample_table, scored_role
 from leukoscope.recipes.schema import Protocol, Recipe
 from leukoscope.train.cache import ArrayCache
-from leukoscope.train.views import ImageFile, ViewSettings
+from leukoscope.train.views import ImageFile, ViewSettings, indexed_image
 
 _SAMPLE = 7  # the name by which the choice of images fans out of the seed
 
@@ -157,12 +156,12 @@ def outliers(
 
 def _flags(index: CellIndex, images: Sequence[str]) -> dict[str, list[str]]:
     """The quality flags of each image; kept by content between runs."""
-    cache = ArrayCache("quality", {"flags": FLAGS})
+    cache = ArrayCache("quality", {"flags": FLAGS, **asdict(Limits())})
     hashes = index.frame.set_index("image")["sha256"]
     todo = {hashes[i]: index.path(i) for i in images if cache.get(hashes[i], "flags") is None}
 
     def look(item: tuple[str, Path]) -> tuple[str, np.ndarray]:
-        said = flags(read_image(item[1]))
+        said = flags(indexed_image(ImageFile(item[1], item[0])))
         return item[0], np.array([name in said for name in FLAGS])
 
     for sha256, bits in track(ahead(look, todo.items()), "Image quality", total=len(todo)):

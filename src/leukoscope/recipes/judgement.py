@@ -54,8 +54,21 @@ def judged(source: Path, on: Path | None = None) -> tuple[dict[str, Any], pd.Dat
     frame, classes = read_predictions(source)
     result = measure(frame, classes)
     if source.is_dir():
-        result |= _stored(source)
+        result = _with_stored(result, _stored(source))
     return result, frame
+
+
+def _with_stored(result: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The figures with what only the run itself could know."""
+    known = ("role", "protocol", "baseline", "validation", "phases", "folds")
+    notes, undefined = stored.get("notes"), stored.get("undefined")
+    said = [n for n in notes if n not in result["notes"]] if isinstance(notes, list) else []
+    reasons = undefined if isinstance(undefined, dict) else {}
+    return result | {
+        **{key: stored[key] for key in known if key in stored},
+        "notes": [*result["notes"], *said],
+        "undefined": reasons | result["undefined"],
+    }
 
 
 def read_predictions(source: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -78,7 +91,7 @@ def read_predictions(source: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _stored(run: Path) -> dict[str, Any]:
-    """role, protocol and baseline of a run's metrics.json; InputError where it lacks them."""
+    """A run's metrics.json; InputError where it lacks role, protocol or baseline."""
     path, keys = run / "metrics.json", ("role", "protocol", "baseline")
     stored = read_json(path)
     whole = isinstance(stored, dict) and stored.keys() >= set(keys)
@@ -88,7 +101,7 @@ def _stored(run: Path) -> dict[str, Any]:
             fix="Train the run again.",
             field="source",
         )
-    return {key: stored[key] for key in keys}
+    return stored
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -104,7 +104,8 @@ def fit_once(
     stated = {
         **records.inputs_of(job),
         **job.views.key(),
-        "network": job.plan.networks[place].model_dump(),
+        "network": job.plan.networks[place].model_dump(exclude={"layer"}),
+        "images_left_out": job.findings["excluded"],
         "head": job.plan.model.head,
         "training": job.plan.training.model_dump(),
         "balance": job.plan.balance,
@@ -117,8 +118,11 @@ def fit_once(
     last = f"phase-{len(job.plan.training.stretches)}.safetensors"
     if (kept / last).is_file() and (kept / "history.csv").is_file():
         own = classifier if job.plan.training.backbone_learns else classifier.head
+        whole = False
         with contextlib.suppress(InputError):  # damaged: it is trained anew
             checkpoints.load(kept / last, own)
+            whole = True
+        if whole:
             checkpoints.share(kept / "history.csv", output_folder(folder) / "history.csv")
             return
     samples = network_samples(job, place, classifier)
@@ -242,7 +246,7 @@ def said(learned: Learned, rows: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def after_each_phase(job: Experiment, learned: Learned, run: Path) -> dict[str, Tensor]:
-    """Logits of the scored rows after each phase but the last, of recipes with several.
+    """Logits of the scored rows after each phase, of recipes with several.
 
     They are looked at, never chosen by. Leaves the network as it was.
     """
@@ -258,9 +262,12 @@ def after_each_phase(job: Experiment, learned: Learned, run: Path) -> dict[str, 
 
 
 def _join_histories(networks: Sequence[Network], folders: Sequence[Path], run: Path) -> None:
+    names = [n.backbone for n in networks]
+    if len(set(names)) < len(names):  # the same one, at several layers
+        names = [f"{n.backbone} {n.layer}" for n in networks]
     frames = [
-        pd.read_csv(folder / "history.csv").assign(network=network.backbone)
-        for network, folder in zip(networks, folders, strict=True)
+        pd.read_csv(folder / "history.csv").assign(network=name)
+        for name, folder in zip(names, folders, strict=True)
     ]
     joined = pd.concat(frames, ignore_index=True)
     write_text(run / "history.csv", joined.to_csv(index=False, lineterminator="\n"))

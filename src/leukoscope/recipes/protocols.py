@@ -34,6 +34,12 @@ def image_split(
 
     Where the paper splits views, its images have no role of their own; they count as training.
     """
+    if fold is not None and given is None and recipe.split.folds == 1:
+        raise InputError(
+            f"Fold {fold} was asked for, but this run has no folds",
+            fix="Give a split file of several folds with --split, or --set split.folds=5.",
+            field="fold",
+        )
     if given is not None:
         if protocol == "clean":
             splits.check(cells, given, found=found)

@@ -137,7 +137,7 @@ def choose_device(wanted: str) -> str:
             fix="Choose --device cpu or auto; leukoscope doctor says what works.",
             field="device",
         ) from None
-    return wanted
+    return "cpu" if torch.device(wanted).type == "cpu" else wanted  # "cpu:0" is no other one
 
 
 def keep_split(run: Path, job: Experiment) -> None:
@@ -236,7 +236,7 @@ def environment(job: Experiment, cells: Path, began: float, run: Path) -> None:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {name: _version(name) for name in PACKAGES},
-            "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
             "threads": torch.get_num_threads(),
             "seed": plan.seed,
             "protocol": job.protocol,

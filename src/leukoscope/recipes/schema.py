@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -273,8 +274,7 @@ def _explain(problem: ValidationError) -> InputError:
     error = min(problem.errors(), key=lambda e: e["type"] != "extra_forbidden")
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        *parents, key = map(str, error["loc"])
-        known = [path.split(".")[-1] for path in paths() if path.split(".")[:-1] == parents]
+        key, known = str(error["loc"][-1]), _known(error["loc"][:-1])
         return InputError(
             f"Unknown recipe key {where!r}; allowed there: {', '.join(known) or 'nothing'}",
             fix=f"Did you mean {nearest(key, known)!r}?" if nearest(key, known) else "Remove it.",
@@ -286,6 +286,18 @@ def _explain(problem: ValidationError) -> InputError:
         fix="Correct it in the recipe or in --set.",
         field=where,
     )
+
+
+def _known(place: Sequence[int | str]) -> list[str]:
+    """The keys that the table at this place takes; an entry of a list has its place as a number."""
+    model: Any = Recipe
+    for part in place:
+        if isinstance(part, str):
+            field = getattr(model, "model_fields", {}).get(part)
+            model = field.annotation if field else None
+            inner = [a for a in typing.get_args(model) if isinstance(a, type)]
+            model = next((a for a in inner if issubclass(a, BaseModel)), model)
+    return list(getattr(model, "model_fields", {}))
 
 
 def paths(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class Progress:
 
     @property
     def phase_epoch(self) -> int:
-        """Epochs done of the present phase."""
+        """Epochs done of the present phase, counted by validations."""
         return self.epoch - self.first + 1
 
     @property
@@ -63,7 +64,8 @@ class Progress:
         self.history.append(row)
         self.epoch += 1
         self.step += steps
-        if row["validation_loss"] < self.best_loss or self.best_epoch < self.first:
+        first = self.best_epoch < self.first or not math.isfinite(self.best_loss)
+        if first or row["validation_loss"] < self.best_loss:
             self.best_epoch, self.best_loss = self.epoch, row["validation_loss"]
 
 
@@ -129,7 +131,7 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def epoch_file(folder: Path, epoch: int) -> Path:
     """The checkpoint after an epoch."""
-    return folder / f"epoch-{epoch:04d}.safetensors"
+    return folder / f"epoch-{epoch:08d}.safetensors"
 
 
 def newest(folder: Path, module: nn.Module) -> tuple[Progress | None, list[str]]:
@@ -150,10 +152,11 @@ def prune(folder: Path) -> None:
 
 
 def clear(run: Path) -> None:
-    """Delete what only an unfinished run needs: gigabytes, of a large network."""
-    patterns = ("checkpoints/epoch-*", "checkpoints/phase-*", "networks/*/checkpoints/*")
-    for path in [p for pattern in patterns for p in run.glob(f"{pattern}.safetensors")]:
-        path.unlink(missing_ok=True)
+    """Delete what only an unfinished run needs (`model/` holds the rest): gigabytes, of a large
+    network."""
+    for folder in (run / "checkpoints", *run.glob("networks/*/checkpoints")):
+        for path in folder.glob("*.safetensors"):
+            path.unlink(missing_ok=True)
 
 
 def share(source: Path, target: Path) -> None:

@@ -144,6 +144,9 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
     kept = folder / "checkpoints"
     if number > state.phase:
         state.begin(number)
+    # The phase's best epoch so far; of its own name, or a run cut short between two phases would
+    # end the first with the second's.
+    ended = kept / f"phase-{number}.safetensors"
     optimizer = _optimizer(job)
     last = number == len(job.settings.stretches)
     average = AveragedModel(job.kept) if last and job.settings.averaging.start else None
@@ -167,18 +170,16 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         if average is not None and round_.epoch >= job.settings.averaging.start:
             average.update_parameters(job.kept)
         if state.best_epoch == state.epoch:
-            checkpoints.save(kept / "best.safetensors", job.kept, state)
+            checkpoints.save(ended, job.kept, state)
         path = checkpoints.epoch_file(kept, state.epoch)
         checkpoints.save(path, job.kept, state, optimizer, average)
         checkpoints.prune(kept)
         write_history(folder / "history.csv", state.history)
-    ended = kept / f"phase-{number}.safetensors"
     if average is not None and _collected(average):
         _use_average(job, average)
         checkpoints.save(ended, job.kept, state)
     else:
-        checkpoints.load(kept / "best.safetensors", job.kept)
-        checkpoints.share(kept / "best.safetensors", ended)
+        checkpoints.load(ended, job.kept)
 
 
 def _collected(average: AveragedModel | None) -> bool:

@@ -92,5 +92,10 @@ class Training(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
-        self.stretches  # noqa: B018 - building the single phase checks it
+        last = self.stretches[-1]  # building the single phase checks it
+        if self.averaging.start > last.epochs:
+            raise ValueError(
+                f"averaging.start is {self.averaging.start}, but the last phase has "
+                f"{last.epochs} epochs"
+            )
         return self

@@ -57,7 +57,12 @@ class ViewSettings:
 
 
 def prepare(image: ImageFile, settings: ViewSettings) -> np.ndarray:
-    """The image after the preprocessing chain, uint8 (h, w, 3).
+    """The image after the preprocessing chain, uint8 (h, w, 3); raises as `indexed_image`."""
+    return apply(indexed_image(image), settings.preprocessing)
+
+
+def indexed_image(image: ImageFile) -> np.ndarray:
+    """The image as it was indexed, uint8 (H, W, 3).
 
     InputError where the file is no longer the one that was indexed: what was checked for leaks
     and what is kept under its hash must be what is trained on.
@@ -70,7 +75,7 @@ def prepare(image: ImageFile, settings: ViewSettings) -> np.ndarray:
                 fix="Index the folder again.",
                 field="cells",
             )
-        return apply(read_bytes_image(data), settings.preprocessing)
+        return read_bytes_image(data)
     except UnreadableError as problem:
         raise InputError(
             f"{image.path} can't be read any more: {problem.message}",
