@@ -24,6 +24,7 @@ from leukoscope.files import output_folder, to_json, write_text
 from leukoscope.models import classical
 from leukoscope.models.classifier import Classifier, Pooled, build
 from leukoscope.models.features import DeepFeatures, deep_features
+from leukoscope.models.layers import layer_parameters
 from leukoscope.models.weights import InputFormat
 from leukoscope.recipes import records
 from leukoscope.recipes.experiment import Experiment
@@ -56,12 +57,21 @@ class Learned:
 
 
 def untrained(job: Experiment) -> list[Classifier]:
-    """Every network with its starting weights and a fresh head."""
+    """Every network with its starting weights and a fresh head.
+
+    Raises InputError where weights, or the layers that a phase trains, don't fit a network.
+    """
     plan = job.plan
-    return [
-        build(n.backbone, list(plan.model.head), len(job.classes), start, seed=plan.seed)
-        for n, start in zip(plan.networks, job.starts, strict=True)
-    ]
+    found = []
+    for network, start in zip(plan.networks, job.starts, strict=True):
+        head = list(plan.model.head)
+        made = build(network.backbone, head, len(job.classes), start, seed=plan.seed)
+        for phase in plan.training.stretches:
+            layer_parameters(network.backbone, made.backbone, last=phase.layers)
+        if plan.classic:
+            deep_features(network.backbone, made.backbone, network.layer)
+        found.append(made)
+    return found
 
 
 def learn(job: Experiment, classifiers: list[Classifier], run: Path, *, resume: bool) -> Learned:

@@ -365,7 +365,8 @@ def _validate(job: Job) -> dict[str, float]:
 
 
 def _use_average(job: Job, average: AveragedModel) -> None:
-    """Give the classifier the averaged weights, with normalisation statistics of its own."""
+    """Give the classifier the averaged weights, with normalisation statistics of its own; those of
+    frozen layers stay."""
     job.kept.load_state_dict(average.module.state_dict())
     size = job.settings.batch_size
     steps = max(1, len(job.training.rows) // size)
@@ -376,8 +377,15 @@ def _use_average(job: Job, average: AveragedModel) -> None:
             yield job.samples.inputs(rows, views).to(job.device)
 
     if job.settings.backbone_learns:
+        frozen = {
+            name: (norm, {key: value.clone() for key, value in norm.named_buffers()})
+            for name, norm in job.classifier.backbone.named_modules()
+            if isinstance(norm, _NormBase) and not any(p.requires_grad for p in norm.parameters())
+        }
         with seeded(job.seed, _REFRESH):
             update_bn(inputs(), job.classifier)
+        for norm, kept in frozen.values():
+            norm.load_state_dict(kept, strict=False)
     job.classifier.eval()
 
 

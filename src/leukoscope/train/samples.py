@@ -81,7 +81,7 @@ class PixelSamples:
 
     cache: ArrayCache
     hashes: Sequence[str]
-    own_views: Sequence[int]
+    own_views: np.ndarray
     settings: ViewSettings
     format: InputFormat
     input_size: tuple[int, int]
@@ -89,7 +89,7 @@ class PixelSamples:
 
     def inputs(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
         pixels = [
-            get(self.cache, self.hashes[i], 0 if view else self.own_views[i])
+            get(self.cache, self.hashes[i], 0 if view else int(self.own_views[i]))
             for i, view in zip(rows, views, strict=True)
         ]
         images = torch.from_numpy(np.stack(pixels)).to(self.device).permute(0, 3, 1, 2)
@@ -103,7 +103,7 @@ class PixelSamples:
 
     def boxes(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
         """By the nucleus, moved as the view was; the whole image where no nucleus is left in it."""
-        numbers = np.where(views > 0, views, np.array(self.own_views)[rows])
+        numbers = np.where(views > 0, views, self.own_views[rows])
         found = []
         for row, number in zip(rows, numbers, strict=True):
             mask = torch.from_numpy(np.array(self._nucleus(row), np.float32))[None]
@@ -193,7 +193,7 @@ def pixel_samples(
     fill(files.values(), lambda f: wanted[f.sha256] + more, settings, size, cache,
          lambda views: views, "Views")  # fmt: skip
     hashes = [files[image].sha256 for image in table["image"]]
-    views = [int(view) for view in table["view"]]
+    views = table["view"].to_numpy()
     return PixelSamples(cache, hashes, views, settings, form, size, device)
 
 
