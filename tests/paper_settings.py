@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 CONVNEXT = {
+    "images_per_class": 1000,
+    "training.mixed_precision": True,
+    "training.averaging.factor": 0.5,
+    "training.averaging.anneal_epochs": 5,
     "dataset": "aml-mll",
     "split.clean": "70/15/15",
     "split.published": "70/15/15",
@@ -107,6 +111,7 @@ OTSU = {
     "training.phases.1.epochs": 30,
 }
 LIGHTWEIGHT = {
+    "training.patience": 3,
     "dataset": "blood-cancer-kaggle",
     "split.published": "80/20/0",
     "split.published_unit": "view",

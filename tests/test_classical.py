@@ -613,3 +613,14 @@ def test_only_a_network_of_features_can_be_joined() -> None:
     graph = to_onnx(fitted(features, labels, classifier="knn"), 32)
     with pytest.raises(ValueError, match="features"):
         join(graph, graph)
+
+
+def test_replicas_of_an_image_stay_together_where_a_class_has_one_patient() -> None:
+    """Class 1 is of one patient: it is split up by image, not by row."""
+    labels = np.repeat([0, 1], [12, 8])
+    patients = [f"p{i // 2}" for i in range(12)] + ["q"] * 8
+    images = [*range(12), *np.repeat([100, 101, 102, 103], 2)]
+    found = inner_splits(labels, patients, 3, seed=0, images=images)
+    assert found.torn == [1]
+    for inner, held in found.parts:
+        assert not {images[i] for i in inner} & {images[i] for i in held}

@@ -195,7 +195,6 @@ def test_bad_ratios_are_refused(text: str) -> None:
         (["a", "b"] * 9, None, {"folds": 1}, "folds is 1", "--folds 5"),
         (["a", "b"] * 9, None, {"folds": -3}, "folds is -3", "--folds 5"),
         (["a", "b"] * 9, None, {"ratios": (0.7, 0.2, 0.2)}, "ratios", "70/15/15"),
-        (["a", "b"] * 9, None, {"ratios": (0.98, 0.01, 0.01)}, "would be empty", "larger share"),
     ],
 )
 def test_impossible_requests_are_refused(
@@ -258,3 +257,30 @@ def test_the_index_hash_follows_content_and_not_order() -> None:
     assert split.index_hash(cells) == before
     cells.frame.loc[0, "label"] = "c"
     assert split.index_hash(cells) != before
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"a": [2, 2, 3], "b": [5, 4, 3, 6]},
+        {"a": [1] * 9, "b": [40, 1, 1], "c": [230, 2, 3, 4]},
+    ],
+)
+@pytest.mark.parametrize("ratios", [(0.7, 0.15, 0.15), (0.98, 0.01, 0.01)])
+def test_no_class_is_left_out_of_a_role_where_it_has_patients_enough(
+    sizes: dict[str, list[int]], ratios: tuple[float, ...], seed: int
+) -> None:
+    """Few patients of very different sizes."""
+    rows = [
+        (label, f"{label}{number}")
+        for label, patients in sizes.items()
+        for number, size in enumerate(patients)
+        for _ in range(size)
+    ]
+    labels, patients = zip(*rows, strict=True)
+    cells = table(list(labels), list(patients))
+    made = split.split(cells, ratios=ratios, seed=seed, found=alone(len(rows)))
+    joined = made.merge(cells.frame, on="image")
+    assert (pd.crosstab(joined["label"], joined["role"]) > 0).all(axis=None)
+    assert (joined.groupby("patient")["role"].nunique() == 1).all()

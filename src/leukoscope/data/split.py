@@ -269,7 +269,29 @@ def _allocate(units: _Units, shares: Sequence[float], rng: np.random.Generator) 
         label = counts[group].argmax()
         part[group] = gap[:, label].argmax()
         gap[part[group], label] -= 1
+    _complete(part, counts, len(shares))
     return part
+
+
+def _complete(part: np.ndarray, counts: np.ndarray, parts: int) -> None:
+    """Give every part a group of each class that has as many groups as there are parts, the
+    smallest that can be spared: few and large patients would else leave a class out of a part.
+    Changes `part` in place."""
+    has = counts > 0
+    enough = has.sum(axis=0) >= parts
+    present = np.stack([has[part == k].sum(axis=0) for k in range(parts)])
+    for label in np.flatnonzero(enough):
+        for empty in np.flatnonzero(present[:, label] == 0):
+            spare = [
+                group
+                for group in np.flatnonzero(has[:, label])
+                if (present[part[group]][has[group] & enough] > 1).all()
+            ]
+            if spare:
+                group = min(spare, key=lambda g: counts[g].sum())
+                present[part[group]] -= has[group]
+                present[empty] += has[group]
+                part[group] = empty
 
 
 def _cheapest(gap: np.ndarray, added: np.ndarray, weights: np.ndarray) -> int:

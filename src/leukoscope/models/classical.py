@@ -94,12 +94,14 @@ def fit(
     widths: Sequence[int],
     settings: Classical,
     seed: int,
+    images: Iterable[Hashable] | None = None,
 ) -> Pipeline:
     """A fitted pipeline with `predict_proba`: principal components where wanted, a classifier.
 
     `features` (n, d) float32 are the networks' features side by side, `widths` their widths, which
     sum to d; `labels` (n,) are class numbers 0 … k-1, each there; `groups` (n,) say which rows
-    must never stand on two sides of an inner split. Components are fitted on these rows, blind to
+    must never stand on two sides of an inner split; `images` (n,) which are of one image, for
+    classes whose one group has to be split up. Components are fitted on these rows, blind to
     labels, and once, before the inner splits.
 
     Cost beside the features: components by covariance a d x d float32 matrix and d³ operations, by
@@ -113,7 +115,7 @@ def fit(
     _check(features, labels, widths, settings)
     splits = []
     if settings.classifier in ("svm", "stacking"):
-        splits = inner_splits(labels, groups, settings.folds, seed).parts
+        splits = inner_splits(labels, groups, settings.folds, seed, images).parts
     steps = [("classifier", _classifier(settings, splits, seed))]
     if settings.pca != "none":
         parts = list(widths) if settings.pca == "network" else [sum(widths)]

@@ -23,16 +23,21 @@ class InnerSplits:
 
 
 def inner_splits(
-    labels: np.ndarray, groups: Iterable[Hashable], folds: int, seed: int
+    labels: np.ndarray,
+    groups: Iterable[Hashable],
+    folds: int,
+    seed: int,
+    images: Iterable[Hashable] | None = None,
 ) -> InnerSplits:
     """At most `folds` stratified parts that keep groups together, no class held out wholly.
 
-    A class of one group alone would be missing whenever that group is held out; then the group's
-    rows of this class are split up, and the class is named in `torn`. Raises InputError where a
+    A class of one group alone would be missing whenever that group is held out; then the group is
+    split up by `images` (n,), whose views and replicas stay together, by rows where the class has
+    a single image, and the class is named in `torn`. Raises InputError where a
     class has a single row, which can't be on two sides.
     """
-    numbers: dict[Hashable, int] = {}
-    group = np.array([numbers.setdefault(g, len(numbers)) for g in groups])
+    group = _numbered(groups)
+    image = np.arange(len(labels)) if images is None else _numbered(images)
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2:
         lone = [str(c) for c in classes[counts < 2]]
@@ -43,15 +48,26 @@ def inner_splits(
             field="classical.classifier",
         )
     torn = [int(c) for c in classes if len(np.unique(group[labels == c])) == 1]
+    for label in classes:
+        own = labels == label
+        if len(np.unique(image[own])) == 1:
+            image[own] = image.max() + 1 + np.arange(own.sum())
     split_up = np.isin(labels, torn)
-    group[split_up] = len(numbers) + np.arange(split_up.sum())
+    group[split_up] = group.max() + 1 + image[split_up]
     parts = _grouped_parts(labels, group, folds, seed)
-    if parts is None:
-        # Patients that share their classes in such a way that no grouping works at all.
-        torn = [int(c) for c in classes]
-        parts = _grouped_parts(labels, np.arange(len(labels)), folds, seed)
-        assert parts is not None, "two rows of each class always make two parts"
+    # Patients may share their classes in such a way that no grouping works at all.
+    for finer in (image, np.arange(len(labels))):
+        if parts is None:
+            torn = [int(c) for c in classes]
+            parts = _grouped_parts(labels, finer, folds, seed)
+    assert parts is not None, "two rows of each class always make two parts"
     return InnerSplits(parts, torn)
+
+
+def _numbered(values: Iterable[Hashable]) -> np.ndarray:
+    """Integers from 0, by first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values])
 
 
 def _grouped_parts(

@@ -98,7 +98,11 @@ def prepare(
     """
     starts = starting_weights(plan, weights)
     where = records.choose_device(device)
-    index = at_most(index, plan.images_per_class, plan.seed)
+    drawn = at_most(index, plan.images_per_class, plan.seed)
+    if given is not None and drawn is not index:
+        left_out = set(index.frame["image"]) - set(drawn.frame["image"])
+        given = given[~given["image"].isin(left_out)].reset_index(drop=True)
+    index = drawn
     copies = duplicates.find(index)
     pooled = protocol == "published" and given is None and plan.split.published_unit == "view"
     roles = image_split(index, plan, protocol, given, copies, fold)

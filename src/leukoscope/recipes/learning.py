@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Outputs = Mapping[str, tuple[Tensor, Tensor]]
 """Logits and features by role."""
+DISTINCT_VIEWS = 8
 _BALANCE = 6  # the name by which replication's random numbers fan out of the seed
 
 
@@ -83,8 +84,9 @@ def learn(job: Experiment, classifiers: list[Classifier], run: Path, *, resume: 
     plan = job.plan
     if not plan.classic:
         samples = network_samples(job, 0, classifiers[0])
-        fit_network(job, 0, classifiers[0], samples, run, resume=resume)
-        return Learned(classifiers, samples.input_size, samples=samples)
+        averaged = fit_network(job, 0, classifiers[0], samples, run, resume=resume)
+        notes = (f"The weights are the mean of {averaged} epochs.",) if averaged else ()
+        return Learned(classifiers, samples.input_size, samples=samples, notes=notes)
     if plan.features.finetune:
         folders = []
         for place, (network, classifier) in enumerate(zip(plan.networks, classifiers, strict=True)):
@@ -170,17 +172,19 @@ def fit_network(
     folder: Path,
     *,
     resume: bool,
-) -> None:
-    """Train one network on training rows, chosen on validation rows."""
+) -> int:
+    """Train one network on training rows, chosen on validation rows; how many epochs its weights
+    are the mean of, 0 without averaging."""
     weights = None
     if job.plan.balance == "class_weights":
         weights = class_weights(job.labels(job.rows("train")), len(job.classes))
     held = job.rows("validation")
-    fit(
+    state = fit(
         classifier, job.plan.networks[place].backbone, samples, training_part(job),
         Part(held, job.labels(held)), job.plan.training, folder,
         seed=job.plan.seed, device=job.device, resume=resume, class_weights=weights,
     )  # fmt: skip
+    return state.averaged
 
 
 def training_part(job: Experiment) -> Part:
@@ -211,10 +215,12 @@ def joined_networks(
 def deep_features_of(job: Experiment, network: DeepFeatures) -> FeatureSamples:
     """The features of the rows of `job.table`, then those of `training_part` in its order.
 
-    The latter are of augmented views where the networks saw such, so that replicas differ.
+    The latter are of augmented views where the networks saw such, so that replicas differ; at most
+    DISTINCT_VIEWS of an image, since those are made of every image.
     """
     part = training_part(job)
     numbers = part.views(np.arange(len(part.rows)), np.zeros(len(part.rows), np.int64))
+    numbers = np.where(numbers > 0, 1 + (numbers - 1) % DISTINCT_VIEWS, 0)
     training = job.table.iloc[part.rows]
     training = training.assign(view=np.where(numbers > 0, numbers, training["view"]))
     table = pd.concat([job.table, training], ignore_index=True)
@@ -239,7 +245,8 @@ def fit_classical(
     part, settings, seed = training_part(job), job.plan.classical, job.plan.seed
     groups = job.groups[part.rows].tolist()
     features = np.array(samples.features[len(job.table) :])
-    stage = classical.fit(features, part.labels, groups, widths, settings, seed)
+    images = job.table["image"].iloc[part.rows].tolist()
+    stage = classical.fit(features, part.labels, groups, widths, settings, seed, images)
     return stage, classical.caveat(part.labels, groups, settings, seed, job.classes)
 
 

@@ -280,9 +280,13 @@ def _explain(problem: ValidationError) -> InputError:
             fix=f"Did you mean {nearest(key, known)!r}?" if nearest(key, known) else "Remove it.",
             field=where,
         )
-    got = "" if error["type"] == "missing" else f", got {error['input']!r}"
+    table = isinstance(error["input"], Mapping)
+    got = "" if error["type"] == "missing" or table else f", got {error['input']!r}"
+    said = error["msg"].removeprefix("Value error, ")
     return InputError(
-        f"Recipe key {where!r}: {error['msg'].lower()}{got}",
+        f"Recipe key {where!r}: {said[:1].lower()}{said[1:]}{got}"
+        if where
+        else f"The recipe: {said}",
         fix="Correct it in the recipe or in --set.",
         field=where,
     )
@@ -311,6 +315,9 @@ def paths(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     return found
 
 
+_FIXED = ("name", "arm", "published", "ablation")  # what a recipe is can't be set for one run
+
+
 def _set(tables: dict[str, Any], setting: str) -> None:
     """Apply one `key=value`: a dotted key, or its last part where that is unambiguous."""
     key, separator, text = setting.partition("=")
@@ -319,7 +326,7 @@ def _set(tables: dict[str, Any], setting: str) -> None:
         raise InputError(
             f"Setting {setting!r} has no '='", fix="Write --set training.epochs=5.", field="set"
         )
-    known = paths()
+    known = [path for path in paths() if path.split(".")[0] not in _FIXED]
     matches = [path for path in known if path == key] or [
         path for path in known if path.split(".")[-1] == key
     ]

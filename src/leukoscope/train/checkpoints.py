@@ -32,7 +32,8 @@ KEPT = 2  # the newest, and the one before it should the newest be damaged
 @dataclass
 class Progress:
     """How far training has come. Epochs and steps count on through the phases; `first` and
-    `first_step` are where the present phase began, the best epoch is the phase's."""
+    `first_step` are where the present phase began, the best epoch is the phase's; `averaged` epochs
+    are in the average."""
 
     settings: str = ""
     phase: int = 0
@@ -40,6 +41,7 @@ class Progress:
     first: int = 1
     step: int = 0
     first_step: int = 0
+    averaged: int = 0
     best_epoch: int = 0
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -95,10 +95,11 @@ def fit(
     """Train the classifier on the backbone `name`, and leave it as its best epoch was.
 
     With averaging it is left as the average of the collected epochs, its normalisation statistics
-    refreshed. `folder` gets `history.csv` and `checkpoints/`; `phase-N.safetensors` there is the
-    network after phase N. class_weights: (classes,) or None. The same seed gives the same weights,
-    resumed or not. Raises InputError where `resume` finds a run of other settings, or the loss is
-    no longer a number.
+    refreshed; early stopping waits until as many are collected as the rates take to settle.
+    `folder` gets `history.csv` and `checkpoints/`; `phase-N.safetensors` there is the network after
+    phase N. class_weights: (classes,) or None. The same seed gives the same weights, resumed or
+    not. Raises InputError where `resume` finds a run of other settings, or the loss is no longer a
+    number.
     """
     kept = output_folder(folder / "checkpoints")
     classifier.to(device)
@@ -154,7 +155,8 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         checkpoints.restore(checkpoints.epoch_file(kept, state.epoch), optimizer, average)
     rates = _rates(job.settings, phase, averaged=average is not None)
     for round_ in _rounds(job, phase)[state.phase_epoch :]:
-        if state.waited >= job.settings.patience and _collected(average):
+        enough = average is None or state.averaged >= job.settings.averaging.anneal_epochs
+        if state.waited >= job.settings.patience and enough:
             break
         began = time.perf_counter()
         thaw(job.classifier, job.name, phase, round_.epoch)
@@ -169,23 +171,18 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         )  # fmt: skip
         if average is not None and round_.epoch >= job.settings.averaging.start:
             average.update_parameters(job.kept)
+            state.averaged += 1
         if state.best_epoch == state.epoch:
             checkpoints.save(ended, job.kept, state)
         path = checkpoints.epoch_file(kept, state.epoch)
         checkpoints.save(path, job.kept, state, optimizer, average)
         checkpoints.prune(kept)
         write_history(folder / "history.csv", state.history)
-    if average is not None and _collected(average):
+    if state.averaged and average is not None:
         _use_average(job, average)
         checkpoints.save(ended, job.kept, state)
     else:
         checkpoints.load(ended, job.kept)
-
-
-def _collected(average: AveragedModel | None) -> bool:
-    """Whether there is nothing to average, or something averaged already: until then training
-    doesn't stop early."""
-    return average is None or int(average.n_averaged) > 0
 
 
 def _optimizer(job: Job) -> torch.optim.Optimizer:
