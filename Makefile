@@ -14,8 +14,8 @@ demo: $(VENV)/.train
 	$(BIN)/leukoscope demo -o demo
 
 test: lint browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore-glob='*test_arms_*'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/test_arms_*.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/test_arms.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/test_arms.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("arms")
-
-from commands import Made, make  # noqa: E402
+from commands import Made, make
+from leukoscope import api
+from leukoscope.data import synthetic
 
 # Before torch is loaded, for several test processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -63,3 +63,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEUKOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         return make(tmp_path_factory.getbasetemp() / "made")
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 120 synthetic cells of 48 px from 16 patients, leaks planted."""
+    folder = tmp_path_factory.mktemp("smear")
+    csv = synthetic.make(folder, images=120, size=48, patients=16)
+    api.index(csv, folder / "cells.parquet")
+    return folder / "cells.parquet"

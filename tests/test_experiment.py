@@ -14,27 +14,18 @@ import torch
 from leukoscope import api
 from leukoscope.data import index as indexes
 from leukoscope.data import split as splits
-from leukoscope.data import synthetic
 from leukoscope.data.index import CellIndex
 from leukoscope.errors import InputError
 from leukoscope.recipes.experiment import Experiment, at_most, prepare
 from leukoscope.recipes.learning import network_samples, training_part, untrained
 from leukoscope.recipes.schema import PROTOCOLS, Recipe, resolve
+from leukoscope.train.samples import FeatureSamples, PixelSamples
 
 SMALL = (
     "preprocessing=[{step='resize', size=32}]", "training.epochs=1", "training.steps_per_epoch=2",
     "training.batch_size=4", "views.count=1", "split.published_unit='image'",
     "split.published='70/15/15'",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 synthetic cells of 48 px from 16 patients, leaks planted."""
-    folder = tmp_path_factory.mktemp("smear")
-    csv = synthetic.make(folder, images=120, size=48, patients=16)
-    api.index(csv, folder / "cells.parquet")
-    return folder / "cells.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +111,16 @@ def test_boxes_follow_the_view(index: CellIndex) -> None:
     mirrored = torch.stack([1 - x - width, y, width, height], dim=1)
     assert (width < 1).float().mean() > 0.5, "most of them are found"
     torch.testing.assert_close(flipped, mirrored, atol=2 / 32, rtol=0)
+
+
+def test_a_detector_sees_pixels_even_where_the_head_alone_learns(index: CellIndex) -> None:
+    """Its branches can't be asked about pooled features."""
+    plan = plan_with("training.trained='head'")
+    job = experiment(index, plan)
+    plain, detector = untrained(job)[0], untrained(job)[0]
+    detector.backbone.with_boxes = None
+    assert isinstance(network_samples(job, 0, plain), FeatureSamples)
+    assert isinstance(network_samples(job, 0, detector), PixelSamples)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -279,3 +279,22 @@ def test_a_run_cut_short_between_two_phases_keeps_the_first_ones_best(
     fit(again, "cnn", samples, part, Part(part.rows, part.labels), settings, tmp_path / "cut",
         seed=0, resume=True)  # fmt: skip
     assert not moved(whole, again)
+
+
+def test_a_run_cut_short_before_averaging_keeps_the_frozen_layers_statistics(
+    samples: PixelSamples, part: Part, tmp_path: Path
+) -> None:
+    settings = BASE.model_copy(
+        update={"trained": "last", "layers": 2, "averaging": Averaging(start=1)}
+    )
+    whole = train(samples, part, settings, tmp_path / "whole").state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_use_average", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(samples, part, settings, tmp_path / "cut")
+    again = network()
+    fit(again, "cnn", samples, part, Part(part.rows, part.labels), settings, tmp_path / "cut",
+        seed=0, resume=True)  # fmt: skip
+    assert not moved(whole, again)
+    frozen = "backbone.blocks.1.running_mean"
+    assert torch.equal(again.state_dict()[frozen], network().state_dict()[frozen])

@@ -37,15 +37,6 @@ SCALARS = (
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of 120 synthetic cells of 48 px from 16 patients, leaks planted."""
-    folder = tmp_path_factory.mktemp("smear")
-    csv = synthetic.make(folder, images=120, size=48, patients=16)
-    api.index(csv, folder / "cells.parquet")
-    return folder / "cells.parquet"
-
-
-@pytest.fixture(scope="module")
 def reproduction(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Arm cnn under both protocols."""
     out = tmp_path_factory.mktemp("runs")

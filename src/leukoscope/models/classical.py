@@ -69,6 +69,7 @@ def caveat(
     settings: Classical,
     seed: int,
     classes: Sequence[str],
+    images: Iterable[Hashable] | None = None,
 ) -> str | None:
     """What to say about the inner split that `fit` makes of the same arguments, if anything.
 
@@ -76,7 +77,7 @@ def caveat(
     """
     if settings.classifier not in ("svm", "stacking"):
         return None
-    torn = inner_splits(labels, groups, settings.folds, seed).torn
+    torn = inner_splits(labels, groups, settings.folds, seed, images).torn
     if not torn:
         return None
     names = some([classes[c] for c in torn])

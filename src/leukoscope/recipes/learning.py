@@ -148,10 +148,8 @@ def network_samples(job: Experiment, place: int, classifier: Classifier) -> Samp
     """The views of the experiment as one network takes them; a frozen backbone that only ever
     sees views made in advance runs once per view."""
     plan, start, backbone = job.plan, job.starts[place], job.plan.networks[place].backbone
-    training = plan.training
-    fixed = not (training.backbone_learns or training.mixup or _fresh(job) != "none")
-    if not fixed:
-        boxes = hasattr(classifier.backbone, "with_boxes")
+    training, boxes = plan.training, hasattr(classifier.backbone, "with_boxes")
+    if boxes or training.backbone_learns or training.mixup or _fresh(job) != "none":
         return pixel_samples(job.table, job.files, job.views, start.input, job.device, boxes=boxes)
     identity = {"backbone": backbone, "weights": start.describe(), "seed": plan.seed}
     return feature_samples(
@@ -247,7 +245,7 @@ def fit_classical(
     features = np.array(samples.features[len(job.table) :])
     images = job.table["image"].iloc[part.rows].tolist()
     stage = classical.fit(features, part.labels, groups, widths, settings, seed, images)
-    return stage, classical.caveat(part.labels, groups, settings, seed, job.classes)
+    return stage, classical.caveat(part.labels, groups, settings, seed, job.classes, images)
 
 
 def said(learned: Learned, rows: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,9 @@ from leukoscope.progress import track
 from leukoscope.train import checkpoints
 from leukoscope.train.checkpoints import Progress
 from leukoscope.train.objective import classification_loss, mixup, soft_labels
-from leukoscope.train.samples import Samples
+from leukoscope.train.samples import PixelSamples, Samples
 from leukoscope.train.schedule import learning_rates
-from leukoscope.train.settings import Phase, Training
+from leukoscope.train.settings import Averaging, Phase, Training
 
 EVALUATION_BATCH = 64
 _SHUFFLE, _STEP, _MIXUP, _REFRESH = 1, 2, 4, 5  # names by which one seed fans out
@@ -154,7 +154,8 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
     if state.phase_epoch:
         checkpoints.restore(checkpoints.epoch_file(kept, state.epoch), optimizer, average)
     rates = _rates(job.settings, phase, averaged=average is not None)
-    for round_ in _rounds(job, phase)[state.phase_epoch :]:
+    rounds = _rounds(job, phase)
+    for round_ in rounds[state.phase_epoch :]:
         enough = average is None or state.averaged >= job.settings.averaging.anneal_epochs
         if state.waited >= job.settings.patience and enough:
             break
@@ -179,6 +180,8 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         checkpoints.prune(kept)
         write_history(folder / "history.csv", state.history)
     if state.averaged and average is not None:
+        # A resumed run may have no epoch left, and which layers are frozen decides below.
+        thaw(job.classifier, job.name, phase, rounds[state.phase_epoch - 1].epoch)
         _use_average(job, average)
         checkpoints.save(ended, job.kept, state)
     else:
@@ -203,7 +206,7 @@ def _optimizer(job: Job) -> torch.optim.Optimizer:
 
 def _rates(settings: Training, phase: Phase, *, averaged: bool) -> list[list[float]]:
     """Learning rates by epoch of the head, and of the backbone where it learns."""
-    averaging = settings.averaging if averaged else type(settings.averaging)()
+    averaging = settings.averaging if averaged else Averaging()
     initial = [settings.learning_rate]
     if settings.backbone_learns:
         initial.append(settings.backbone_learning_rate or settings.learning_rate)
@@ -222,12 +225,9 @@ def _rounds(job: Job, phase: Phase) -> list[Round]:
     settings = job.settings
     steps = settings.steps_per_epoch or -(-len(job.training.rows) // settings.batch_size)
     total = steps * phase.epochs
-    ends = [
-        *range(settings.validate_every or steps, total, settings.validate_every or steps),
-        total,
-    ]
+    ends = [*range(0, total, settings.validate_every or steps), total]
     return [Round(range(start, end), 1 + (end - 1) // steps)
-            for start, end in itertools.pairwise([0, *ends])]  # fmt: skip
+            for start, end in itertools.pairwise(ends)]  # fmt: skip
 
 
 def thaw(classifier: Classifier, name: str, phase: Phase, epoch: int) -> None:
@@ -307,6 +307,7 @@ def _forward(
     if with_boxes is None:
         return job.samples.logits(job.classifier, inputs), 0.0
     feature_map, branches = with_boxes(inputs)
+    assert isinstance(job.samples, PixelSamples), "detectors train on pixels"
     boxes = job.samples.boxes(rows, views).to(job.device)
     logits = job.classifier.head(feature_map.mean(dim=(2, 3)))
     return logits, job.classifier.backbone.box_loss(branches, boxes)  # type: ignore[operator]

@@ -44,9 +44,6 @@ class Samples(Protocol):
     def inputs(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
         """What the trained part of the network takes for these rows."""
 
-    def boxes(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        """(n, 4) boxes of their main cells: x, y, width, height as fractions of the image."""
-
     def logits(self, classifier: Classifier, inputs: Tensor) -> Tensor:
         """The (n, classes) logits of such inputs."""
 
@@ -64,9 +61,6 @@ class FeatureSamples:
     def inputs(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
         assert not views.any(), "features are of views made in advance"
         return torch.from_numpy(np.ascontiguousarray(self.features[rows]))
-
-    def boxes(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        raise NotImplementedError("detectors train on pixels")
 
     def logits(self, classifier: Classifier, inputs: Tensor) -> Tensor:
         return classifier.head(inputs)
@@ -102,7 +96,10 @@ class PixelSamples:
         return normalise(images, self.format)
 
     def boxes(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        """By the nucleus, moved as the view was; the whole image where no nucleus is left in it."""
+        """(n, 4) boxes of the rows' main cells: x, y, width, height as fractions of the image.
+
+        By the nucleus, moved as the view was; the whole image where no nucleus is left in it.
+        """
         numbers = np.where(views > 0, views, self.own_views[rows])
         found = []
         for row, number in zip(rows, numbers, strict=True):
@@ -127,9 +124,7 @@ class PixelSamples:
 
 
 def _box(nucleus: np.ndarray) -> tuple[float, float, float, float]:
-    """x, y, width, height of the cell as fractions of the image."""
-    if not nucleus.any():
-        return 0.0, 0.0, 1.0, 1.0
+    """x, y, width, height of the cell as fractions of the image; all of it without a nucleus."""
     box, (height, width) = box_of(nucleus), nucleus.shape
     return box.x / width, box.y / height, box.width / width, box.height / height
 

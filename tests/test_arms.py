@@ -119,6 +119,15 @@ def check_bundle(run: Path, bundle: Path, cells: Path) -> None:
     np.testing.assert_allclose(said[columns].to_numpy(), scored[columns].to_numpy(), atol=2e-3)
 
 
-def arms_of(recipe: str) -> pytest.MarkDecorator:
-    """Parametrises a test by the arms of a recipe."""
-    return pytest.mark.parametrize("arm", schema.arms(schema.raw(recipe)))
+@pytest.fixture(scope="module")
+def cells(pbc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cells_of(pbc, tmp_path_factory.mktemp("cells"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arm"), [(r, arm) for r in schema.names() for arm in schema.arms(schema.raw(r))]
+)
+def test_arm(
+    recipe: str, arm: str, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_arm(recipe, arm, cells, tmp_path, monkeypatch)
