@@ -1,0 +1,1 @@
+"""The second reader: a web application in which a laboratory reviews what a model said."""
