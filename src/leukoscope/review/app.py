@@ -1,0 +1,132 @@
+"""The server: settings in, an ASGI application out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import InterfaceError, OperationalError
+from starlette.exceptions import HTTPException
+
+import leukoscope
+from leukoscope.bundle import contract as contracts
+from leukoscope.bundle.inference import Reader
+from leukoscope.errors import LeukoscopeError
+from leukoscope.files import output_folder, sha256_of
+from leukoscope.review import accounts, api, cases, pages
+from leukoscope.review.api import errors
+from leukoscope.review.blobs import Blobs
+from leukoscope.review.database import Database
+from leukoscope.review.jobs import Worker
+from leukoscope.review.problems import Unauthenticated
+from leukoscope.review.references import References
+from leukoscope.review.security import Attempts, Guard, secret_of
+from leukoscope.review.settings import Settings
+
+log = logging.getLogger("leukoscope.review")
+HERE = Path(__file__).parent
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application: database upgraded, bundle verified, worker ready to start with it.
+
+    Its `state` holds settings, database, reader, model_id, blobs, jobs, references, secret and
+    `welcome`: the one-time link of the first start, or None. Raises InputError for a bad bundle,
+    database or folder.
+    """
+    reader = Reader.load(settings.bundle)
+    output_folder(settings.folder)
+    database = Database(settings.database_url)
+    database.upgrade()
+    with database.begin() as session:
+        model = cases.register_model(
+            session,
+            reader.contract.model_dump(mode="json"),
+            sha256_of(settings.bundle / contracts.GRAPH),
+            sha256_of(settings.bundle / contracts.CONTRACT),
+        )
+        first = None if accounts.users(session) else accounts.invite(session, "administrator")
+    app = FastAPI(
+        title="Leukoscope review",
+        version=leukoscope.__version__,
+        description="Second reading of blood smears, not a diagnosis. Sessions by cookie with "
+        "X-CSRF-Token, or Authorization: Bearer with an API token.",
+        openapi_url=f"{api.PREFIX}/openapi.json",
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    state = app.state
+    state.settings, state.database, state.reader, state.model_id = (
+        settings, database, reader, model.id,
+    )  # fmt: skip
+    state.blobs = Blobs(settings.folder, settings.image_pixels)
+    state.jobs = Worker(settings, database, reader, model.id, state.blobs)
+    state.references = References(settings.references, settings.image_pixels)
+    state.secret, state.attempts = secret_of(settings.folder), Attempts()
+    state.welcome = f"{settings.address}/welcome/{first}" if first else None
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    _answer_errors(app)
+    streams = (f"{api.PREFIX}/uploads/",)
+    app.add_middleware(Guard, settings.origin, settings.behind_tls, streams)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.jobs.start()
+    try:
+        yield
+    finally:
+        app.state.jobs.stop()
+        app.state.database.close()
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """One shape for programs, a page for people."""
+
+    @app.exception_handler(LeukoscopeError)
+    def known(request: Request, problem: LeukoscopeError) -> Response:
+        return _answer(request, errors.status_of(problem), problem)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, problem: RequestValidationError) -> Response:
+        return _answer(request, 422, errors.of_validation(problem.errors()))
+
+    @app.exception_handler(HTTPException)
+    def bare(request: Request, problem: HTTPException) -> Response:
+        error = errors.of_status(problem.status_code, str(problem.detail))
+        return _answer(request, problem.status_code, error, dict(problem.headers or {}))
+
+    @app.exception_handler(OperationalError)
+    @app.exception_handler(InterfaceError)
+    def away(request: Request, problem: Exception) -> Response:
+        log.error("the database doesn't answer: %s", problem)
+        error = LeukoscopeError("The database doesn't answer", fix="Try again in a minute.")
+        return _answer(request, 503, error)
+
+    @app.exception_handler(Exception)
+    def bug(request: Request, _: Exception) -> Response:
+        error = LeukoscopeError(
+            "This is a bug in Leukoscope", fix="Please report it with the server's log."
+        )
+        return _answer(request, 500, error)
+
+
+def _answer(
+    request: Request, status: int, problem: LeukoscopeError, headers: Any = None
+) -> Response:
+    if request.url.path.startswith(("/api/", "/healthz", "/static/")):
+        if isinstance(problem, Unauthenticated):
+            headers = {"WWW-Authenticate": "Bearer"}
+        return JSONResponse(problem.as_dict(), status, headers=headers)
+    return pages.error_page(request, status, problem.message, problem.fix)

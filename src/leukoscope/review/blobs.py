@@ -1,0 +1,114 @@
+"""Images by their SHA-256: written once, whole and durable; small copies made when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from leukoscope.errors import InputError
+from leukoscope.files import atomic, explain_os_errors, output_folder, sha256_of
+from leukoscope.imaging.read import read_image
+from leukoscope.review.problems import NotFound
+
+THUMBNAILS = (96, 256)
+_SHOWN = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}
+
+
+class Blobs:
+    """Content-addressed files in a folder (final): `blobs/ab/abcd…`, `derived/…` can be deleted."""
+
+    def __init__(self, folder: Path, max_pixels: int = 100_000_000) -> None:
+        self.folder = output_folder(folder / "blobs")
+        self.derived = output_folder(folder / "derived")
+        self.incoming = output_folder(folder / "incoming")
+        self.max_pixels = max_pixels
+
+    def path(self, sha256: str) -> Path:
+        """Where the bytes of that hash lie; NotFound where they don't."""
+        path = self._place(sha256)
+        if not path.is_file():
+            raise NotFound(f"The image {sha256[:12]} is missing", fix="Restore the folder.")
+        return path
+
+    def _place(self, sha256: str) -> Path:
+        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+            raise InputError(f"{sha256!r} is no SHA-256", field="sha256")
+        return self.folder / sha256[:2] / sha256
+
+    def put(self, data: bytes) -> str:
+        """Store bytes; their SHA-256."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        place = self._place(sha256)
+        if not place.is_file():
+            with atomic(place) as temporary:
+                temporary.write_bytes(data)
+        return sha256
+
+    def take(self, path: Path) -> str:
+        """Move a file in; its SHA-256. The file must lie in `incoming`, on the same disk."""
+        sha256 = sha256_of(path)
+        place = self._place(sha256)
+        if place.is_file():
+            path.unlink(missing_ok=True)
+            return sha256
+        with atomic(place) as temporary:
+            path.replace(temporary)
+        return sha256
+
+    def pixels(self, sha256: str) -> np.ndarray:
+        """The image, uint8 RGB (H, W, 3); UnreadableError where it is none."""
+        return read_image(self.path(sha256), max_pixels=self.max_pixels)
+
+    def thumbnail(self, sha256: str, size: int) -> Path:
+        """A WebP whose longer side is at most `size`, one of THUMBNAILS, made once."""
+        if size not in THUMBNAILS:
+            raise InputError(
+                f"A thumbnail has {' or '.join(map(str, THUMBNAILS))} px, not {size}", field="size"
+            )
+        return self.derive(f"{size}", sha256, ".webp", lambda: self._small(sha256, size))
+
+    def _small(self, sha256: str, size: int) -> bytes:
+        image = Image.fromarray(self.pixels(sha256))
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, "WEBP", quality=88, method=2)
+        return out.getvalue()
+
+    def shown(self, sha256: str) -> tuple[Path, str]:
+        """The image as a browser can show it, and its media type: the file itself, or a PNG."""
+        path = self.path(sha256)
+        with path.open("rb") as handle:
+            head = handle.read(4)
+        kind = next((kind for magic, kind in _SHOWN.items() if head.startswith(magic)), None)
+        if kind:
+            return path, kind
+        made = self.derive("shown", sha256, ".png", lambda: png(self.pixels(sha256)))
+        return made, "image/png"
+
+    def derive(self, kind: str, name: str, suffix: str, make: Callable[[], bytes]) -> Path:
+        """The path of a derived file, made at the first demand; `name` starts with a hash."""
+        place = self.derived / kind / name[:2] / f"{name}{suffix}"
+        if not place.is_file():
+            data = make()
+            with atomic(place, durable=False) as temporary:
+                temporary.write_bytes(data)
+        return place
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 RGB (H, W, 3) as a PNG, the same bytes for the same pixels."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=3)
+    return out.getvalue()
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that holds a folder."""
+    with explain_os_errors(folder):
+        return shutil.disk_usage(folder).free
