@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -40,7 +41,9 @@ class Moment(TypeDecorator[datetime.datetime]):
     cache_ok = True
 
     def process_result_value(
-        self, value: datetime.datetime | None, dialect: Dialect
+        self,
+        value: datetime.datetime | None,
+        dialect: Dialect,  # noqa: ARG002
     ) -> datetime.datetime | None:
         """The time with its zone."""
         if value is None or value.tzinfo is not None:
@@ -73,11 +76,15 @@ class User(Base):
 
 
 class Invitation(Base):
-    """A one-time link that makes an account; the first one is printed at the first start."""
+    """A one-time link that makes an account, or gives a new password to the account `user_id`.
+
+    The first one is printed at the first start.
+    """
 
     __tablename__ = "invitations"
     token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     role: Mapped[str] = mapped_column(String(16))
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
     expires: Mapped[datetime.datetime]
     used: Mapped[datetime.datetime | None]
 
@@ -94,7 +101,7 @@ class Login(Base):
 
 
 class ApiToken(Base):
-    """A token for programs. `scopes`: any of read, write, admin, never more than the user's role."""
+    """A token for programs. `scopes`: read, write, admin; never more than the user's role."""
 
     __tablename__ = "api_tokens"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -114,8 +121,8 @@ class Model(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     sha256: Mapped[str] = mapped_column(String(64))  # of the graph
     contract_sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    name: Mapped[str] = mapped_column(String(128))
-    version: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(Text)
+    version: Mapped[str] = mapped_column(Text)
     contract: Mapped[dict[str, Any]]
     first_served: Mapped[datetime.datetime] = mapped_column(default=now)
 
@@ -141,8 +148,8 @@ class Case(Base):
 class Upload(Base):
     """A file on its way in or arrived. `state`: receiving, received, done, failed, duplicate.
 
-    `kind`: cell, field or archive. Bytes lie in the blob store under `sha256` once received; those
-    of an archive's members too, with the archive as `parent_id`.
+    `kind`: cell, field or archive, auto until that is decided. Bytes lie in the blob store under
+    `sha256` once received; those of an archive's members too, with the archive as `parent_id`.
     """
 
     __tablename__ = "uploads"
@@ -172,7 +179,15 @@ class Cell(Base):
     __tablename__ = "cells"
     __table_args__ = (
         Index("cells_by_case", "case_id", "id"),
-        UniqueConstraint("case_id", "upload_id", "x", "y", name="one_cell_a_place"),
+        UniqueConstraint("upload_id", "x", "y", name="one_cell_a_place"),
+        # Nulls count as different in a unique constraint, so images of single cells need their own.
+        Index(
+            "one_cell_an_image",
+            "upload_id",
+            unique=True,
+            sqlite_where=text("x IS NULL"),
+            postgresql_where=text("x IS NULL"),
+        ),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     case_id: Mapped[str] = mapped_column(ForeignKey("cases.id"))
@@ -208,9 +223,10 @@ class Reading(Base):
 
 
 class Change(Base):
-    """One act of one reviewer on one or many cells: what it was before and what after.
+    """One act of one person on a case: what it was before and what after.
 
-    `before` and `after` map cell ids to {label, comment}. `undone` is null while it stands.
+    `before` and `after` map the ids of the cells concerned, as text, to what was changed:
+    {label} or {comment}. `undone` is null while it stands.
     """
 
     __tablename__ = "changes"
@@ -255,6 +271,15 @@ class Entry(Base):
     contract_sha256: Mapped[str] = mapped_column(String(64), default="")
     details: Mapped[str] = mapped_column(Text)  # JSON text, exactly as hashed
     previous: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class Head(Base):
+    """The last line of the audit log, so that lines missing at its end are found too."""
+
+    __tablename__ = "audit_head"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # always 1
+    entries: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
 
 

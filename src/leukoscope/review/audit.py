@@ -1,0 +1,109 @@
+"""The audit log: every action of anybody, each line chained to the one before by its hash.
+
+A line that was changed, removed or moved is found by `verify`. Whoever can write the database
+file could still compute a whole new chain; who fears that notes `Verdict.head` elsewhere from
+time to time and gives it to `verify` later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from leukoscope.review.schema import Case, Entry, Head, Model, User, now
+
+START = "0" * 64  # the hash before the first line
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """entries: lines checked. first_broken: number of the first line that doesn't fit, or None.
+
+    head: the hash of the last line; noted elsewhere, it later proves that nothing was rewritten.
+    """
+
+    entries: int
+    intact: bool
+    first_broken: int | None
+    head: str
+
+
+def record(
+    session: Session,
+    user: User | str,
+    action: str,
+    case: Case | None = None,
+    model: Model | None = None,
+    **details: Any,
+) -> Entry:
+    """Write one line. `details` must be JSON; of a case its model's hashes are written too."""
+    if model is None and case is not None:
+        model = session.get_one(Model, case.model_id)
+    head = session.get(Head, 1)
+    if head is None:
+        head = Head(id=1, entries=0, sha256=START)
+        session.add(head)
+    entry = Entry(
+        id=head.entries + 1,
+        at=now().isoformat(),
+        user=user if isinstance(user, str) else user.name,
+        action=action,
+        case_id=None if case is None else case.id,
+        model_sha256="" if model is None else model.sha256,
+        contract_sha256="" if model is None else model.contract_sha256,
+        details=json.dumps(details, sort_keys=True, ensure_ascii=False),
+        previous=head.sha256,
+    )
+    entry.sha256 = _hash(entry)
+    session.add(entry)
+    head.entries, head.sha256 = entry.id, entry.sha256
+    session.flush()
+    return entry
+
+
+def verify(session: Session, noted: str = "") -> Verdict:
+    """Read the whole chain again. noted: a head noted earlier, which must still be in it."""
+    previous, count, seen = START, 0, noted in ("", START)
+    for entry in session.scalars(select(Entry).order_by(Entry.id).execution_options(yield_per=500)):
+        fits = entry.id == count + 1 and entry.previous == previous
+        if not fits or entry.sha256 != _hash(entry):
+            return Verdict(count, False, count + 1, previous)
+        previous, count = entry.sha256, entry.id
+        seen = seen or previous == noted
+        session.expunge(entry)
+    head = session.get(Head, 1)
+    ends = (count, previous) == ((head.entries, head.sha256) if head else (0, START))
+    whole = ends and seen
+    return Verdict(count, whole, None if whole else count + 1, previous)
+
+
+def entries(
+    session: Session, case_id: str | None = None, before: int | None = None, limit: int = 100
+) -> list[Entry]:
+    """Lines, newest first; those of one case, those with a number below `before`."""
+    query = select(Entry).order_by(Entry.id.desc()).limit(limit)
+    if case_id is not None:
+        query = query.where(Entry.case_id == case_id)
+    if before is not None:
+        query = query.where(Entry.id < min(before, 2**31 - 1))
+    return list(session.scalars(query))
+
+
+def _hash(entry: Entry) -> str:
+    line = [
+        entry.id,
+        entry.at,
+        entry.user,
+        entry.action,
+        entry.case_id,
+        entry.model_sha256,
+        entry.contract_sha256,
+        entry.details,
+        entry.previous,
+    ]
+    return hashlib.sha256(json.dumps(line, ensure_ascii=False).encode()).hexdigest()
