@@ -142,7 +142,7 @@ def accept(session: Session, token: str, name: str, password: str) -> User:
     return user
 
 
-def check_password(session: Session, user: User | None, password: str, **where: str) -> None:
+def check_password(session: Session, user: User | None, password: str, address: str = "") -> None:
     """Raise Unauthenticated unless the password is right; counts failures and locks the account.
 
     The refusal is kept (`Unauthenticated.recorded`). user None (an unknown name) takes as long.
@@ -158,7 +158,7 @@ def check_password(session: Session, user: User | None, password: str, **where: 
     why = "unknown" if user is None else "locked" if locked else "inactive"
     if user is not None and user.active and not locked:
         why = "wrong password"
-    audit.record(session, user or "nobody", "refused password", why=why, **where)
+    audit.record(session, user or "nobody", "refused password", why=why, address=address[:64])
     raise Unauthenticated(
         "Name or password is wrong",
         fix=f"After {FAILURES} wrong passwords an account is locked for "
@@ -183,7 +183,7 @@ def log_in(session: Session, name: str, password: str, address: str = "") -> str
     """The token of a new session; Unauthenticated where name or password is wrong, or locked."""
     user = _by_name(session, name)
     # The name isn't kept where it is unknown: it may be a password typed into the wrong field.
-    check_password(session, user, password, address=address[:64])
+    check_password(session, user, password, address)
     assert user is not None  # or check_password had raised
     if _hasher.check_needs_rehash(user.password):
         user.password = _hasher.hash(password)
