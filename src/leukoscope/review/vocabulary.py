@@ -12,6 +12,7 @@ States trademark of Regenstrief Institute, Inc.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from leukoscope.data.tree import key
@@ -63,39 +64,29 @@ _CODES = {
     for code, display, names in _TYPES
     for name in names.split()
 }
-_ERYTHROBLAST = frozenset(
-    ["erythroblast", "normoblast", "nrbc", "nucleatedredcell", "nucleatedrbc", "ebo"]
-)
-_OTHERS = frozenset(
-    [
-        "platelet",
-        "thrombocyte",
-        "giantplatelet",
-        "giantthrombocyte",
-        "thrombocyteaggregation",
-        "plateletclump",
-        "erythrocyte",
-        "redbloodcell",
-        "rbc",
-        "megakaryocyte",
-        "artefact",
-        "artifact",
-        "debris",
-        "background",
-        "nocell",
-        "unclassifiable",
-    ]
+_ERYTHROBLAST = {"erythroblast", "normoblast", "nrbc", "nucleatedredcell", "nucleatedrbc", "ebo"}
+_NO_CELL = {"artefact", "artifact", "debris", "background", "nocell", "unclassifiable"}
+_NO_LEUKOCYTE = (
+    _ERYTHROBLAST
+    | _NO_CELL
+    | {"platelet", "thrombocyte", "giantplatelet", "giantthrombocyte", "thrombocyteaggregation"}
+    | {"plateletclump", "erythrocyte", "redbloodcell", "rbc", "megakaryocyte"}
 )
 
 
 def is_leukocyte(name: str) -> bool:
     """Whether cells of this class belong in the denominator of a differential."""
-    return not is_erythroblast(name) and _known(name, _OTHERS) is None
+    return _known(name, _NO_LEUKOCYTE) is None
 
 
 def is_erythroblast(name: str) -> bool:
     """Whether the class is of nucleated red cells, which are given per 100 leukocytes."""
     return _known(name, _ERYTHROBLAST) is not None
+
+
+def is_no_cell(name: str) -> bool:
+    """Whether the class is of what is no cell, or can't be told."""
+    return _known(name, _NO_CELL) is not None
 
 
 def loinc(name: str) -> Code | None:
@@ -106,7 +97,7 @@ def loinc(name: str) -> Code | None:
     return _CODES[found] if found else None
 
 
-def _known(name: str, names: frozenset[str] | dict[str, Code]) -> str | None:
+def _known(name: str, names: Container[str]) -> str | None:
     """The class's plain name among `names`, singular or plural."""
     plain = key(name)
     return next((n for n in (plain, plain.removesuffix("s")) if n in names), None)
