@@ -39,11 +39,15 @@ class Input(Table):
 
 
 class PredictionSets(Table):
-    """Class-conditional conformal sets: a class is in where 1 - its probability is at most this."""
+    """Class-conditional conformal sets: a class is in where 1 - its probability is at most this.
+
+    `calibrated_on` counts images: of validation, and of training where they were out of fold.
+    """
 
     coverage: Annotated[float, Field(gt=0, lt=1)]
     thresholds: list[float]
     calibrated_on: int
+    out_of_fold: int = 0
 
 
 class Origin(Table):

@@ -91,12 +91,13 @@ def reliability(
 
 
 def fit_conformal(probs: np.ndarray, labels: np.ndarray, coverage: float = 0.9) -> list[float]:
-    """Thresholds (k,) of class-conditional split conformal prediction (Vovk 2012, Mondrian).
+    """Thresholds (k,) of class-conditional conformal prediction (Vovk 2012, Mondrian).
 
-    probs (n, k) and labels (n,) of calibration images. Nonconformity is 1 - p of the true class;
-    a class's threshold is its ceil((n_c + 1) coverage)-th smallest, so that sets hold the true
-    class with probability of at least `coverage`, for each class by itself. A class with too few
-    images for that (fewer than coverage / (1 - coverage)) gets ALWAYS_INCLUDED.
+    probs (n, k) and labels (n,) of calibration images. Nonconformity is 1 - p of the true class; a
+    class's threshold is its (n_c + 1) coverage-th smallest, interpolated between the two nearest
+    (Hutson 1999), so that sets hold the true class with a probability of `coverage`, for each class
+    by itself. Rounded up instead, 45 images give .913 for .9, and ten give .909 to 1. A class with
+    too few images for that (fewer than coverage / (1 - coverage)) gets ALWAYS_INCLUDED.
     """
     probs, labels = checked(probs, labels, "probs")
     if not 0 < coverage < 1:
@@ -108,10 +109,11 @@ def fit_conformal(probs: np.ndarray, labels: np.ndarray, coverage: float = 0.9) 
     thresholds = []
     for c in range(probs.shape[1]):
         scores = np.sort(1 - probs[labels == c, c])
+        rank = (len(scores) + 1) * coverage  # counted from 1
         # The subtrahend keeps 0.9 * 10 from counting as more than 9.
-        rank = int(np.ceil((len(scores) + 1) * coverage - 1e-9))
-        enough = 0 < rank <= len(scores)
-        thresholds.append(float(scores[rank - 1]) if enough else ALWAYS_INCLUDED)
+        enough = rank >= 1 and rank - 1e-9 <= len(scores)
+        found = np.interp(rank, np.arange(1, len(scores) + 1), scores) if enough else None
+        thresholds.append(ALWAYS_INCLUDED if found is None else float(found))
     return thresholds
 
 

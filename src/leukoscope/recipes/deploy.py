@@ -28,6 +28,7 @@ from leukoscope.models.graph import classifier_graph, to_onnx
 from leukoscope.models.weights import InputFormat, Weights
 from leukoscope.recipes.experiment import Experiment
 from leukoscope.recipes.learning import Learned, Outputs, joined_networks
+from leukoscope.recipes.out_of_fold import OutOfFold
 from leukoscope.recipes.schema import Protocol, Recipe
 
 COVERAGE = 0.9
@@ -35,8 +36,11 @@ WEIGHTS = "model.safetensors"
 STAGE = "classical.skops"
 
 
-def calibrate(job: Experiment, learned: Learned, said: Outputs) -> Contract:
-    """The contract: temperature, prediction sets and novelty, fitted on validation.
+def calibrate(
+    job: Experiment, learned: Learned, said: Outputs, folds: OutOfFold | None
+) -> Contract:
+    """The contract: temperature, prediction sets and novelty, fitted on validation; the first two
+    on training images out of fold as well, where there are such.
 
     Under the published protocol validation is what is scored, so nothing is fitted to it.
     """
@@ -44,12 +48,16 @@ def calibrate(job: Experiment, learned: Learned, said: Outputs) -> Contract:
     logits, features = (part.numpy() for part in said["validation"])
     temperature, sets, novelty = 1.0, None, None
     if job.protocol == "clean":
-        labels = job.labels(job.scored("validation"))
-        temperature = fit_temperature(logits, labels)
+        seen, labels = logits, job.labels(job.scored("validation"))
+        if folds is not None:
+            seen = np.concatenate([logits, folds.logits.numpy()])
+            labels = np.concatenate([labels, job.labels(folds.rows)])
+        temperature = fit_temperature(seen, labels)
         sets = PredictionSets(
             coverage=COVERAGE,
-            thresholds=fit_conformal(softmax(logits, temperature), labels, coverage=COVERAGE),
+            thresholds=fit_conformal(softmax(seen, temperature), labels, coverage=COVERAGE),
             calibrated_on=len(labels),
+            out_of_fold=len(labels) - len(logits),
         )
         own = job.labels(job.scored("train"))
         novelty = fit_novelty(said["train"][1].numpy(), own, features, logits)
@@ -69,9 +77,9 @@ def calibrate(job: Experiment, learned: Learned, said: Outputs) -> Contract:
         origin=_origin(plan, job.protocol, job.index, job.starts),
         validation={},
     )
-    seen = answers(logits, features, contract)
+    answered = answers(logits, features, contract)
     training = table.loc[table["role"] == "train", "label"]
-    expected = _validation(seen.probs, seen.novelty) | {"majority": training.mode()[0]}
+    expected = _validation(answered.probs, answered.novelty) | {"majority": training.mode()[0]}
     return contract.model_copy(update={"validation": expected})
 
 

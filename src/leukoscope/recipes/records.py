@@ -33,6 +33,7 @@ from leukoscope.recipes.schema import Protocol, Recipe
 
 if TYPE_CHECKING:
     from leukoscope.recipes.experiment import Experiment
+    from leukoscope.recipes.out_of_fold import OutOfFold
 
 PACKAGES = ("torch", "timm", "onnxruntime", "numpy", "opencv-python-headless", "scikit-learn",
             "kornia", "pandas")  # fmt: skip
@@ -169,6 +170,7 @@ def scored_rows(table: pd.DataFrame, role: str, pooled: bool) -> np.ndarray:
 def judge(
     job: Experiment,
     said: Mapping[str, tuple[Tensor, Tensor]],
+    folds: OutOfFold | None,
     contract: Contract,
     phases: Mapping[str, Tensor],
     notes: Sequence[str],
@@ -176,10 +178,10 @@ def judge(
 ) -> None:
     """Write predictions.parquet and metrics.json; the trivial baselines stand beside.
 
-    said: logits and features by role. phases: logits of the scored rows after each phase of
-    training. notes: what to say beside the figures.
+    said: logits and features by role. folds: of training images out of fold. phases: logits of the
+    scored rows after each phase of training. notes: what to say beside the figures.
     """
-    frame = predictions(job, said, contract)
+    frame = predictions(job, said, folds, contract)
     write_parquet(pa.Table.from_pandas(frame, preserve_index=False), run / "predictions.parquet")
     part = frame[frame["role"] == job.role]
     result = {"role": job.role, "protocol": job.protocol, **measure(part, job.classes)}
@@ -200,14 +202,20 @@ def judge(
 
 
 def predictions(
-    job: Experiment, said: Mapping[str, tuple[Tensor, Tensor]], contract: Contract
+    job: Experiment,
+    said: Mapping[str, tuple[Tensor, Tensor]],
+    folds: OutOfFold | None,
+    contract: Contract,
 ) -> pd.DataFrame:
-    """image, patient, slide, label, predicted, prob_<class>…, role, view of every scored row."""
+    """image, patient, slide, label, predicted, prob_<class>…, role, view of every scored row; rows
+    of training are out of fold."""
+    held = {role: (job.scored(role), logits) for role, (logits, _) in said.items()
+            if role != "train"}  # fmt: skip
+    if folds is not None:
+        held["train"] = (folds.rows, folds.logits)
     parts = []
-    for role, (logits, _) in said.items():
-        if role == "train":
-            continue
-        rows = job.table.iloc[job.scored(role)]
+    for role, (places, logits) in held.items():
+        rows = job.table.iloc[places]
         probs = softmax(logits.numpy(), contract.temperature)
         part = _answers(job, rows, probs)
         parts.append(part.assign(role=role, view=rows["view"].to_numpy()))

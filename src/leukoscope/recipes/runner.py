@@ -16,6 +16,7 @@ from leukoscope.files import output_folder
 from leukoscope.imaging.augmentation import check as check_augmentation
 from leukoscope.recipes import crossvalidation, deploy, learning, records
 from leukoscope.recipes.experiment import prepare
+from leukoscope.recipes.out_of_fold import out_of_fold
 from leukoscope.recipes.schema import PROTOCOLS, Protocol, Recipe, resolve
 from leukoscope.train import checkpoints
 
@@ -93,9 +94,10 @@ def run_one(
         for role in job.table["role"].unique()
         if role != "train" or protocol == "clean"  # novelty, fitted under clean alone, needs it
     }
-    contract = deploy.calibrate(job, learned, said)
+    folds = out_of_fold(job, learned, out, resume=resume)
+    contract = deploy.calibrate(job, learned, said, folds)
     deploy.save_model(learned, contract, out / "model")
-    records.judge(job, said, contract, phases, learned.notes, out)
+    records.judge(job, said, folds, contract, phases, learned.notes, out)
     records.environment(job, cells, began, out)
     checkpoints.clear(out)
     return out
