@@ -169,7 +169,7 @@ def log_in(request: Request, name: str, password: str) -> str:
 
 
 def set_session(request: Request, response: Response, token: str) -> None:
-    """Give the browser its session: not for scripts, not for other sites, TLS where there is any."""
+    """Give the browser its session: hidden from scripts and other sites, over TLS if there is."""
     secure = settings(request).behind_tls
     response.set_cookie(
         _cookie(settings(request)), token, httponly=True, samesite="strict", secure=secure, path="/"

@@ -24,11 +24,11 @@ from leukoscope.review import accounts, api, cases, pages
 from leukoscope.review.api import errors
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
-from leukoscope.review.jobs import Worker
 from leukoscope.review.problems import Unauthenticated
 from leukoscope.review.references import References
 from leukoscope.review.security import Attempts, Guard, secret_of
 from leukoscope.review.settings import Settings
+from leukoscope.review.worker import Worker
 
 log = logging.getLogger("leukoscope.review")
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     with database.begin() as session:
         model = cases.register_model(
             session,
-            reader.contract.model_dump(mode="json"),
+            reader.contract,
             sha256_of(settings.bundle / contracts.GRAPH),
             sha256_of(settings.bundle / contracts.CONTRACT),
         )

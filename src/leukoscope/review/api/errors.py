@@ -44,6 +44,11 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem} for status in statuses}
 
 
+def answered(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """A route's OpenAPI description where it answers with this model without checking it."""
+    return {200: {"model": model}}
+
+
 def status_of(problem: LeukoscopeError) -> int:
     """The HTTP status of an error; 500 for what is nobody's input."""
     return next((status for kind, status in STATUS if isinstance(problem, kind)), 500)

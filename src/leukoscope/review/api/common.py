@@ -1,0 +1,35 @@
+"""What all routes use: who asks, where data lie, and the answers of one kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends
+from fastapi.responses import FileResponse
+
+from leukoscope.review.access import database, needs
+from leukoscope.review.database import Database
+from leukoscope.review.schema import User
+
+PREFIX = "/api/v1"
+
+Db = Annotated[Database, Depends(database)]
+Viewer = Annotated[User, Depends(needs("viewer"))]
+Reviewer = Annotated[User, Depends(needs("reviewer"))]
+Administrator = Annotated[User, Depends(needs("administrator"))]
+InBrowser = Annotated[User, Depends(needs("viewer", "session"))]
+
+# An image of a given cell never changes; whose browser it is stays private.
+CACHED = {"Cache-Control": "private, max-age=86400, immutable"}
+
+
+def picture(path: Path, media_type: str) -> FileResponse:
+    """An image that a browser may keep."""
+    return FileResponse(path, media_type=media_type, headers=CACHED)
+
+
+def documented_file(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """A route's OpenAPI description where it answers with a file."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
+    return {200: {"content": content, "description": "The file"}}

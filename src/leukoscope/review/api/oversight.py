@@ -1,0 +1,67 @@
+"""The audit log, quality over time, and whether the server works."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import text
+
+import leukoscope
+from leukoscope.review import audit, cases
+from leukoscope.review.api import models
+from leukoscope.review.api.common import Administrator, Db, Viewer
+from leukoscope.review.api.errors import documented
+
+router = APIRouter(tags=["oversight"])
+health = APIRouter(tags=["oversight"])
+
+
+@router.get("/audit", response_model=models.Entries)
+def log(
+    by: Administrator,  # noqa: ARG001
+    db: Db,
+    before: Annotated[int | None, Query(ge=1)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> dict[str, Any]:
+    """Lines of the audit log, the latest first."""
+    with db.read() as session:
+        return {"entries": audit.entries(session, None, before, limit)}
+
+
+@router.get("/audit/verify", response_model=models.Verdict)
+def verify(
+    by: Administrator,  # noqa: ARG001
+    db: Db,
+    noted: Annotated[str, Query(max_length=64)] = "",
+) -> audit.Verdict:
+    """Read the whole chain again; `noted` is a `head` that was written down earlier."""
+    with db.read() as session:
+        return audit.verify(session, noted)
+
+
+@router.get("/cases/{case_id}/audit", response_model=models.Entries, responses=documented(404))
+def log_of_case(
+    case_id: str,
+    by: Viewer,  # noqa: ARG001
+    db: Db,
+    before: Annotated[int | None, Query(ge=1)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> dict[str, Any]:
+    """What was done to a case, the latest first."""
+    with db.read() as session:
+        case = cases.find(session, case_id)
+        return {"entries": audit.entries(session, case.id, before, limit)}
+
+
+@health.get("/healthz", response_model=models.Health, responses=documented(400, 413, 503))
+def healthy(request: Request, db: Db) -> dict[str, str]:
+    """Whether the server and its database answer; needs no log-in and says no secrets."""
+    with db.read() as session:
+        session.execute(text("SELECT 1"))
+    contract = request.app.state.reader.contract
+    return {
+        "status": "ok",
+        "version": leukoscope.__version__,
+        "model": f"{contract.name} {contract.version}",
+    }

@@ -1,0 +1,182 @@
+"""What came in: safe names, archives opened within limits, single cells told from fields."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from leukoscope.errors import InputError, UnreadableError
+from leukoscope.imaging import cells as imaging_cells
+from leukoscope.review.blobs import Blobs
+from leukoscope.review.problems import text
+from leukoscope.review.settings import Settings
+
+RATIO = 200
+"""How many times its packed size a member may have; images hardly shrink at all."""
+_PIECE = 1_000_000
+_IGNORED = {"thumbs.db", "desktop.ini", ".ds_store"}
+
+
+def clean(name: str) -> str:
+    """A name to show: its path without steps upwards, from the end where it is long."""
+    parts = [p for p in name.replace("\\", "/").split("/") if p.strip() not in {"", ".", ".."}]
+    return text("/".join(parts)[-255:], "name", least=1, most=255)
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file from an archive: its place in it, its name, and its SHA-256 or why it isn't stored."""
+
+    place: int
+    name: str
+    size: int
+    sha256: str | None
+    error: str = ""
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as a zip does."""
+    with path.open("rb") as handle:
+        return handle.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
+
+
+def members(path: Path, blobs: Blobs, settings: Settings) -> Iterator[Member]:
+    """Store the files of a zip, one by one, none larger than it may be.
+
+    Raises UnreadableError where the whole archive can't be used: damaged, too many files, too many
+    bytes. What is wrong with one file stands in it.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        raise UnreadableError("the zip is damaged", fix="Make it anew.") from None
+    with archive:
+        infos = [one for one in archive.infolist() if not _ignored(one)]
+        _check_sizes(infos, settings)
+        total = 0
+        for place, info in enumerate(infos):
+            member = _unpack(archive, info, place, blobs, settings)
+            total += member.size
+            if total > settings.archive_bytes:  # sizes in a zip's list may lie
+                raise UnreadableError(
+                    f"the zip holds more than {settings.archive_bytes:,} bytes", fix="Divide it."
+                )
+            yield member
+
+
+def _ignored(info: zipfile.ZipInfo) -> bool:
+    parts = PurePosixPath(info.filename.replace("\\", "/").lower()).parts
+    return info.is_dir() or not parts or parts[-1] in _IGNORED or "__macosx" in parts
+
+
+def _check_sizes(infos: list[zipfile.ZipInfo], settings: Settings) -> None:
+    if not infos:
+        raise UnreadableError("the zip holds no files", fix="Pack images into it.")
+    if len(infos) > settings.archive_members:
+        raise UnreadableError(
+            f"the zip holds {len(infos):,} files; allowed: {settings.archive_members:,}",
+            fix="Divide it.",
+        )
+    total = sum(info.file_size for info in infos)
+    if total > settings.archive_bytes:
+        raise UnreadableError(
+            f"the zip holds {total:,} bytes; allowed: {settings.archive_bytes:,}", fix="Divide it."
+        )
+
+
+def _unpack(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: int, blobs: Blobs, settings: Settings
+) -> Member:
+    try:
+        name = clean(info.filename)
+    except InputError:
+        name = f"file {place + 1}"
+    target = blobs.incoming / secrets.token_hex(16)
+    try:
+        size = _copy(archive, info, target, settings.file_bytes)
+        if is_archive(target):
+            raise UnreadableError("it is a zip inside a zip, which isn't opened")
+        return Member(place, name, size, blobs.take(target))
+    except UnreadableError as problem:
+        return Member(place, name, 0, None, problem.message)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
+        return Member(place, name, 0, None, "it is damaged inside the zip")
+    except (NotImplementedError, RuntimeError):  # what zipfile raises without a password
+        return Member(place, name, 0, None, "it is encrypted, or packed in a way not known here")
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, most: int) -> int:
+    limit = min(most, RATIO * max(info.compress_size, 10_000))
+    size = 0
+    with archive.open(info) as source, target.open("wb") as handle:
+        while piece := source.read(_PIECE):
+            size += len(piece)
+            if size > limit:
+                raise UnreadableError(
+                    f"it has more than {most:,} bytes"
+                    if size > most
+                    else f"it unpacks to more than {RATIO} times its size"
+                )
+            handle.write(piece)
+    if size == 0:
+        raise UnreadableError("the file is empty")
+    return size
+
+
+def member_id(archive_id: str, place: int) -> str:
+    """The id of an archive's member, the same at every run."""
+    return hashlib.sha256(f"{archive_id}/{place}".encode()).hexdigest()[:32]
+
+
+# --- from files to cells --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that was read as an image: what it shows, and where."""
+
+    image: np.ndarray
+    kind: Literal["cell", "field"]
+    boxes: tuple[imaging_cells.Box, ...]
+
+
+def opened(image: np.ndarray, kind: str) -> Opened:
+    """What an image, uint8 RGB (H, W, 3), shows; `auto` decides by `shows`."""
+    if kind == "cell":
+        return Opened(image, "cell", ())
+    boxes = imaging_cells.find_cells(image)
+    found = shows(image.shape[1], image.shape[0], boxes) if kind == "auto" else "field"
+    return Opened(image, found, tuple(boxes) if found == "field" else ())
+
+
+def shows(width: int, height: int, boxes: list[imaging_cells.Box]) -> Literal["cell", "field"]:
+    """Whether a picture of that size with these cells in it is of a single cell, or a field.
+
+    A picture of one cell is filled by it, or is square about it; no scale is assumed. A field that
+    was cut square and shows a single cell can't be told from a picture of that cell: for those,
+    say `field`.
+    """
+    longer = max(width, height)
+    if not boxes or longer < 2 * max(max(box.width, box.height) for box in boxes):
+        return "cell"
+    if longer > 1.2 * min(width, height) or len(boxes) > 5:
+        return "field"
+    reach = longer / max(max(box.width, box.height) for box in boxes)
+    centred = any(
+        box.x <= width / 2 <= box.x + box.width and box.y <= height / 2 <= box.y + box.height
+        for box in boxes
+    )
+    return "field" if len(boxes) > 1 and reach >= 3 and not centred else "cell"

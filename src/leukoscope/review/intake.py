@@ -1,0 +1,231 @@
+"""Files on their way in: received in pieces, recognised, archives opened, cells found in fields.
+
+Bytes go to disk as they come; what has arrived is kept when a connection breaks, and sending goes
+on from there. Nothing of a name that came from outside is ever used as a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import BinaryIO, Literal
+
+import anyio
+from anyio.to_thread import run_sync
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from leukoscope.errors import InputError, UnknownNameError
+from leukoscope.review import audit, cases, jobs
+from leukoscope.review.accounts import acting
+from leukoscope.review.blobs import Blobs, free_bytes
+from leukoscope.review.database import Database
+from leukoscope.review.files import clean
+from leukoscope.review.problems import Conflict, NotFound
+from leukoscope.review.schema import Upload, User
+from leukoscope.review.settings import Settings
+
+Kind = Literal["auto", "cell", "field"]
+KINDS: tuple[Kind, ...] = ("auto", "cell", "field")
+SPARE = 200_000_000
+"""Bytes that stay free on the disk for the database."""
+
+
+# --- receiving ------------------------------------------------------------------------------------
+
+
+def start(
+    session: Session,
+    by: User,
+    case_id: str,
+    name: str,
+    size: int,
+    kind: str,
+    *,
+    settings: Settings,
+    model_id: int,
+) -> Upload:
+    """Announce a file of `size` bytes for an open case; its bytes follow by `append`.
+
+    kind: what an image shows, `auto` to have that found out; a .zip is opened. InputError where it
+    is too large, Conflict where the case is signed or shows another model than the one served.
+    """
+    by = acting(session, by, "reviewer")
+    case = cases.open_case(session, case_id)
+    if case.model_id != model_id:
+        raise Conflict(
+            "The case was read by another model than the one that is served now",
+            fix="Read it again with the present model first; what the other one said stays.",
+            field="model",
+        )
+    if kind not in KINDS:
+        raise UnknownNameError("kind", kind, KINDS)
+    name = clean(name)
+    most = settings.archive_bytes if name.lower().endswith(".zip") else settings.file_bytes
+    if not 0 < size <= most:
+        raise InputError(
+            f"{name} has {size:,} bytes; allowed: 1 to {most:,}",
+            fix="Cut or pack it differently.",
+            field="size",
+        )
+    _refuse_too_many(session, case_id, settings)
+    if free_bytes(settings.folder) < size + SPARE:
+        raise InputError(
+            "The server's disk is nearly full", fix="Ask whoever runs it for space.", field="size"
+        )
+    upload = Upload(
+        id=secrets.token_hex(16), case_id=case.id, name=name, kind=kind, size=size, created_by=by.id
+    )
+    session.add(upload)
+    session.flush()
+    return upload
+
+
+def _refuse_too_many(session: Session, case_id: str, settings: Settings) -> None:
+    there = session.scalar(select(func.count()).where(Upload.case_id == case_id)) or 0
+    if there >= settings.cells_per_case:
+        raise InputError(
+            f"The case has {there:,} files; allowed: {settings.cells_per_case:,}",
+            fix="Begin another case.",
+            field="case",
+        )
+
+
+def find(session: Session, upload_id: str) -> Upload:
+    """The upload; NotFound otherwise."""
+    known = upload_id.isalnum() and upload_id.isascii()
+    found = session.get(Upload, upload_id) if known else None
+    if found is None:
+        raise NotFound("There is no such upload", field="upload")
+    return found
+
+
+async def append(
+    database: Database, blobs: Blobs, upload_id: str, offset: int, chunks: AsyncIterator[bytes]
+) -> None:
+    """Write what comes from `offset` on; what arrived before a break is kept.
+
+    Conflict, saying how many bytes there are, where `offset` isn't that number.
+    """
+    with _alone(upload_id):
+        size, handle = await run_sync(_open, database, blobs, upload_id, offset)
+        arrived = offset
+        try:
+            async for chunk in chunks:
+                if arrived + len(chunk) > size:
+                    raise InputError(
+                        f"More bytes than the {size:,} announced",
+                        fix="Begin the upload anew with the right size.",
+                        field="size",
+                    )
+                await run_sync(handle.write, chunk)
+                arrived += len(chunk)
+        finally:
+            # Also where the connection broke or the server stops: what is there counts.
+            with anyio.CancelScope(shield=True):
+                await run_sync(_arrived, database, handle, upload_id, arrived)
+
+
+def _open(database: Database, blobs: Blobs, upload_id: str, offset: int) -> tuple[int, BinaryIO]:
+    with database.read() as session:
+        upload = find(session, upload_id)
+    if upload.state != "receiving":
+        raise Conflict(f"{upload.name} was received already", field="state")
+    path = blobs.incoming / upload.id
+    path.touch()
+    there = min(upload.received, path.stat().st_size)
+    if offset != there:
+        raise Conflict(
+            f"{upload.name}: {there} bytes have been received, not {offset}",
+            fix=f"Go on from {there}.",
+            field="offset",
+        )
+    handle = path.open("r+b")
+    handle.truncate(offset)
+    handle.seek(offset)
+    return upload.size, handle
+
+
+def _arrived(database: Database, handle: BinaryIO, upload_id: str, arrived: int) -> None:
+    handle.close()
+    with database.begin() as session:
+        find(session, upload_id).received = arrived
+
+
+def finish(database: Database, blobs: Blobs, by: User, upload_id: str) -> Upload:
+    """All bytes are there: hash, recognise a file the case has already, or order its reading.
+
+    Again is harmless. Conflict while bytes are missing.
+    """
+    with _alone(upload_id):
+        with database.read() as session:
+            upload = find(session, upload_id)
+        if upload.state != "receiving":
+            return upload
+        path = blobs.incoming / upload.id
+        there = path.stat().st_size if path.is_file() else 0
+        if there != upload.size:
+            with database.begin() as session:
+                find(session, upload_id).received = min(there, upload.size)
+            raise Conflict(
+                f"{upload.name}: {there} of {upload.size} bytes have been received",
+                fix=f"Go on from {there}.",
+                field="offset",
+            )
+        sha256 = blobs.take(path)
+        with database.begin() as session:
+            by = acting(session, by, "reviewer")
+            upload = find(session, upload_id)
+            case = cases.open_case(session, upload.case_id)
+            upload.sha256, upload.received = sha256, upload.size
+            known = twin(session, upload)
+            upload.state = "duplicate" if known else "received"
+            audit.record(
+                session, by, "upload", case, name=upload.name, sha256=sha256, state=upload.state
+            )
+            if not known:
+                jobs.order(session, by, "intake", case.id)
+            return upload
+
+
+def abandon(session: Session, by: User, upload_id: str) -> Upload:
+    """Give up a file that isn't there whole; its bytes may be deleted."""
+    acting(session, by, "reviewer")
+    upload = find(session, upload_id)
+    if upload.state != "receiving":
+        raise Conflict(f"{upload.name} has been received already", field="state")
+    upload.state, upload.error = "failed", "It was given up before all of it had arrived"
+    return upload
+
+
+def twin(session: Session, upload: Upload) -> Upload | None:
+    """The file of the same case with the same bytes that came first, if there is one."""
+    if upload.sha256 is None:
+        return None
+    query = select(Upload).where(
+        Upload.case_id == upload.case_id,
+        Upload.sha256 == upload.sha256,
+        Upload.id != upload.id,
+        Upload.state.in_(("received", "done")),
+    )
+    return session.scalars(query.order_by(Upload.created)).first()
+
+
+_busy: set[str] = set()
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _alone(upload_id: str) -> Iterator[None]:
+    """One request at a time writes to one file."""
+    with _lock:
+        if upload_id in _busy:
+            raise Conflict("This file is being sent by another request", fix="Wait for it.")
+        _busy.add(upload_id)
+    try:
+        yield
+    finally:
+        with _lock:
+            _busy.discard(upload_id)

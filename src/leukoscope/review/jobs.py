@@ -1,0 +1,58 @@
+"""Long work as rows of a table, so that it survives a restart: waiting, running, done, failed."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Literal
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from leukoscope.review import cases
+from leukoscope.review.accounts import acting
+from leukoscope.review.problems import NotFound
+from leukoscope.review.schema import Job, User
+
+Kind = Literal["intake", "reread"]
+
+
+def order(session: Session, by: User, kind: Kind, case_id: str) -> Job:
+    """The job of that kind that waits for the case, or a new one; it takes all that is there."""
+    by = acting(session, by, "reviewer")
+    case = cases.open_case(session, case_id)
+    waits = select(Job).where(Job.case_id == case.id, Job.kind == kind, Job.state == "waiting")
+    found = session.scalars(waits).first()
+    if found is None:
+        found = Job(
+            id=secrets.token_hex(16), kind=kind, case_id=case.id, user_id=by.id, arguments={}
+        )
+        session.add(found)
+        session.flush()
+    return found
+
+
+def find(session: Session, job_id: str) -> Job:
+    """The job; NotFound otherwise."""
+    known = job_id.isalnum() and job_id.isascii()
+    found = session.get(Job, job_id) if known else None
+    if found is None:
+        raise NotFound("There is no such job", field="job")
+    return found
+
+
+def of_case(session: Session, case_id: str, most: int = 50) -> list[Job]:
+    """The jobs of a case, the latest first."""
+    case = cases.find(session, case_id)
+    query = select(Job).where(Job.case_id == case.id).order_by(Job.created.desc(), Job.id)
+    return list(session.scalars(query.limit(most)))
+
+
+def recover(session: Session) -> None:
+    """What ran when the server stopped waits again; to do it twice is harmless."""
+    session.execute(update(Job).where(Job.state == "running").values(state="waiting"))
+
+
+def next_waiting(session: Session) -> Job | None:
+    """The job that has waited longest."""
+    query = select(Job).where(Job.state == "waiting").order_by(Job.created, Job.id)
+    return session.scalars(query.limit(1)).first()

@@ -1,0 +1,112 @@
+"""The thread that does the jobs, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
+
+from leukoscope.bundle.inference import Reader
+from leukoscope.errors import LeukoscopeError
+from leukoscope.review import jobs, work
+from leukoscope.review.blobs import Blobs
+from leukoscope.review.database import Database
+from leukoscope.review.schema import Job, Upload, User
+from leukoscope.review.settings import Settings
+
+log = logging.getLogger("leukoscope.review")
+PATIENCE = 5.0  # seconds until the table is looked at without being asked
+WORK = {"intake": work.take_in, "reread": work.read_again}
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the job waits
+    """The server stops; the job goes on after the next start."""
+
+
+class Worker:
+    """One thread (final). What was interrupted is taken up at the next start."""
+
+    def __init__(
+        self, settings: Settings, database: Database, reader: Reader, model_id: int, blobs: Blobs
+    ) -> None:
+        self.tools = work.Tools(settings, database, reader, model_id, blobs, self._check)
+        self.database = database
+        self._asked = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Take up what was interrupted, then wait for more."""
+        with self.database.begin() as session:
+            jobs.recover(session)
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="leukoscope-worker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the step at hand."""
+        self._stopping.set()
+        self._asked.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._asked.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._asked.clear()
+            try:
+                self._work()
+            except SQLAlchemyError:
+                log.exception("the worker lost the database; it tries again")
+            self._asked.wait(PATIENCE)
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            with self.database.read() as session:
+                job = jobs.next_waiting(session)
+            if job is None:
+                return
+            with self.database.begin() as session:
+                session.get_one(Job, job.id).state = "running"
+                by = session.get_one(User, job.user_id)
+            try:
+                self._do(job, by)
+            except SQLAlchemyError:
+                with self.database.begin() as session:
+                    jobs.recover(session)
+                raise
+
+    def _do(self, job: Job, by: User) -> None:
+        try:
+            WORK[job.kind](self.tools, job, by)
+        except Stopped:
+            self._finish(job, "waiting")
+        except LeukoscopeError as problem:
+            self._finish(job, "failed", str(problem))
+        except SQLAlchemyError:
+            raise
+        except Exception:
+            log.exception("job %s (%s) failed", job.id, job.kind)
+            self._finish(job, "failed", work.PROBLEM)
+        else:
+            self._finish(job, "done")
+
+    def _finish(self, job: Job, state: str, error: str = "") -> None:
+        with self.database.begin() as session:
+            present = session.get_one(Job, job.id)
+            present.state, present.error = state, error
+            if state == "failed" and job.kind == "intake":
+                # Or they would keep the case from being signed for ever.
+                lost = update(Upload).where(
+                    Upload.case_id == job.case_id, Upload.state == "received"
+                )
+                session.execute(lost.values(state="failed", error=error))
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
