@@ -274,6 +274,19 @@ def recipes(name: str | None = None) -> list[dict[str, Any]]:
     return found
 
 
+def serve(bundle: Path, *, say: Callable[[str], None] = lambda _: None, **given: Any) -> None:
+    """The review application, until it is stopped; `given` are review.settings.Settings.
+
+    `say` gets the address and, at the first start, the one-time link. Raises InputError for a bad
+    bundle, folder, database, setting or a port in use.
+    """
+    require("uvicorn", "serve")
+    from leukoscope.review.server import run
+    from leukoscope.review.settings import settings_of
+
+    run(settings_of(bundle=Path(bundle), **given), say)
+
+
 def doctor() -> list[dict[str, Any]]:
     """What works on this machine, with the fix for what doesn't."""
     from leukoscope import doctor as checks

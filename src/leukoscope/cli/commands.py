@@ -404,6 +404,27 @@ def predict(
     )
 
 
+@app.command("serve")
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="A bundle made by `leukoscope export`.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Where images and database lie. [leukoscope-review]")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="Another database: postgresql://user:password@host/name")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on. [8350]")] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Reference images: one folder a class.")
+    ] = None,
+) -> None:
+    """The review application in the browser. LEUKOSCOPE_REVIEW_… sets the rest, e.g.
+    LEUKOSCOPE_REVIEW_BEHIND_TLS=true."""
+    given = {"folder": folder, "database": database, "host": host, "port": port}
+    api.serve(bundle, **given, references=references, say=show.say)
+
+
 @app.command("doctor")
 def doctor(json: Json = False) -> None:
     """What works here, with the fix for what doesn't."""

@@ -418,6 +418,39 @@ class Verdict(Row):
     head: str
 
 
+class Estimate(Row):
+    """A value with its 99 % interval; null with its reason where it is undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    reason: str
+
+
+class Period(Row):
+    """One day or week; shifts are in standard deviations of the validation images."""
+
+    start: datetime.date
+    cases: int
+    cells: int
+    flagged: int
+    agreement: Estimate
+    confidence: Estimate
+    confidence_shift: Estimate
+    novelty_shift: Estimate
+    novel: Estimate
+    alarms: list[str]
+
+
+class Quality(BaseModel):
+    """`rule`: when there is an alarm, in words."""
+
+    model_id: int
+    unit: Literal["day", "week"]
+    rule: str
+    periods: list[Period]
+
+
 class Health(BaseModel):
     """`database`: ok."""
 

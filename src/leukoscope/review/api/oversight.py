@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from sqlalchemy import text
 
 import leukoscope
-from leukoscope.review import audit, cases
+from leukoscope.review import audit, cases, quality
 from leukoscope.review.api import models
 from leukoscope.review.api.common import Administrator, Db, Viewer
 from leukoscope.review.api.errors import documented
@@ -52,6 +52,21 @@ def log_of_case(
     with db.read() as session:
         case = cases.find(session, case_id)
         return {"entries": audit.entries(session, case.id, before, limit)}
+
+
+@router.get("/quality", response_model=models.Quality, responses=documented(404))
+def over_time(
+    by: Viewer,  # noqa: ARG001
+    request: Request,
+    db: Db,
+    unit: Literal["day", "week"] = "week",
+    model_id: int | None = None,
+) -> dict[str, Any]:
+    """How much a model read, how often reviewers agreed, whether it drifts from its validation."""
+    with db.read() as session:
+        model = cases.find_model(session, model_id or request.app.state.model_id)
+        found = quality.history(session, model.id, unit=unit)
+    return {"model_id": model.id, "unit": unit, "rule": quality.RULE, "periods": found}
 
 
 @health.get("/healthz", response_model=models.Health, responses=documented(400, 413, 503))

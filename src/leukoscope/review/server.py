@@ -1,0 +1,65 @@
+"""Running the application: the port first, so that what is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from leukoscope.errors import InputError
+from leukoscope.review.app import create_app
+from leukoscope.review.settings import Settings
+
+
+def run(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until ctrl-C; see api.serve."""
+    with _listening(settings) as listener:
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+        app = create_app(settings)
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+        if app.state.welcome:
+            say("Nobody has an account yet. Open this link, good for 24 hours:")
+            say(app.state.welcome)
+        say(f"Leukoscope review: {settings.address} (ctrl-C stops it). "
+            "Second reading, not a diagnosis.")  # fmt: skip
+        # Of addresses only the paths are worth a line, and those are in the audit log.
+        options = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
+                                 timeout_graceful_shutdown=10)  # fmt: skip
+        uvicorn.Server(options).run(sockets=[listener])
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """The bound socket; InputError where the address can't be used."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        raise InputError(
+            f"{settings.host!r} is no address of this computer",
+            fix="Give --host 127.0.0.1, or 0.0.0.0 for all of its addresses.",
+            field="host",
+        ) from None
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as problem:
+        listener.close()
+        reasons = {
+            errno.EADDRINUSE: "another program uses it",
+            errno.EACCES: "permission is denied",
+            errno.EADDRNOTAVAIL: f"{settings.host} is no address of this computer",
+        }
+        raise InputError(
+            f"Can't listen on {settings.host} port {settings.port}: "
+            f"{reasons.get(problem.errno or 0, problem.strerror)}",
+            fix="Choose another one with --host or --port.",
+            field="port",
+        ) from None
+    return listener
