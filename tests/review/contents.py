@@ -66,15 +66,18 @@ def shares(labels: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]
 
 
 def agreement(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the cells that somebody has looked at."""
-    pairs = [(c["predicted"], c["label"]) for c in cells if c["label"] is not None]
-    if not pairs:
-        return {"n": 0, "agreed": 0, "share": None, "low": None, "high": None, "kappa": None}
+    """Of all cells; those that nobody changed count as agreed. Kappa by scikit-learn."""
+    if not cells:
+        return {"n": 0, "agreed": 0, "share": None, "low": None, "high": None, "kappa": None,
+                "reason": "there are no cells"}  # fmt: skip
+    pairs = [(c["predicted"], c["label"] or c["predicted"]) for c in cells]
     same = sum(a == b for a, b in pairs)
     low, high = proportion_confint(same, len(pairs), method="wilson")
-    kappa = float(cohen_kappa_score(*zip(*pairs, strict=True)))
+    one = len({name for pair in pairs for name in pair}) == 1
+    kappa = None if one else float(cohen_kappa_score(*zip(*pairs, strict=True)))
     return {"n": len(pairs), "agreed": same, "share": same / len(pairs), "low": float(low),
-            "high": float(high), "kappa": kappa}  # fmt: skip
+            "high": float(high), "kappa": kappa,
+            "reason": "both readers name one class only" if one else ""}  # fmt: skip
 
 
 def content(

@@ -9,18 +9,21 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pypdfium2
 import pytest
 from contents import SIGNED, cell, content, large, picture, small
+from store import PASSWORD, Lab
 
 from leukoscope import api
 from leukoscope.data import index
 from leukoscope.errors import InputError, LeukoscopeError
-from leukoscope.review import exports, vocabulary
-from leukoscope.review.exports import csv, pdf, retraining
+from leukoscope.review import cases, changes, exports, signing, vocabulary
+from leukoscope.review.exports import csv, fhir, pdf, retraining
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -160,7 +163,7 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
     for page in pages:
         assert exports.CAVEAT in page
     for said in ("P-0042", "S-7", "May-Grünwald-Giemsa", "1e" * 32, "2f" * 32, "ab" * 32,
-                 "Dr. A. Huber", "2026-11-21 09:30 UTC", "66.7%", "[12.1, 64.6]", "→ ig",
+                 "Dr. A. Huber", "2026-11-21 09:30 UTC", "75.0%", "[12.1, 64.6]", "→ ig",
                  "Toxic granules?", "kappa"):  # fmt: skip
         assert said in text, said
     assert "NOT SIGNED" not in text
@@ -226,6 +229,40 @@ def test_the_models_own_classes_are_no_training_labels(tmp_path: Path) -> None:
         retraining.write(content([cell(1, "ig")]), tmp_path / "retraining.zip", picture)
     assert "Confirm or correct" in problem.value.fix
     assert not list(tmp_path.iterdir())
+
+
+def test_exports_of_a_signed_version_never_change(lab: Lab, tmp_path: Path) -> None:
+    """From the database: corrected, signed, exported; amended and signed again, the first stays."""
+    with lab.database.begin() as session:
+        seen = cases.find(session, lab.case).revision
+        changes.relabel(session, lab.anna, lab.case, {lab.cells[0]: seen}, "erythroblast")
+        signing.sign(session, lab.anna, lab.case, seen + 1, PASSWORD)
+    with lab.database.read() as session:
+        first = signing.content(session, cases.find(session, lab.case))
+    before = [export(first, tmp_path) for export in ALL]
+    with lab.database.begin() as session:
+        signing.amend(session, lab.anna, lab.case, "One more cell")
+        seen = cases.find(session, lab.case).revision
+        changes.relabel(session, lab.boris, lab.case, {lab.cells[1]: seen}, "monocyte")
+        revision = cases.find(session, lab.case).revision
+        signing.sign(session, lab.boris, lab.case, revision, PASSWORD)
+    with lab.database.read() as session:
+        stored = signing.signature(session, lab.case, 1).content
+        second = signing.content(session, cases.find(session, lab.case))
+    assert [export(stored, tmp_path) for export in ALL] == before
+    assert all(export(second, tmp_path) != one for export, one in zip(ALL, before, strict=True))
+    assert json.loads(fhir.to_json(second))["entry"][0]["resource"]["status"] == "amended"
+    assert {row["signed_by"] for row in rows(csv.cells(second))} == {"boris"}
+    reviewer = [r for r in rows(csv.differential(second)) if r["reader"] == "reviewer"]
+    assert {r["class"]: r["count"] for r in reviewer}["monocyte"] == "5"
+
+
+ALL: list[Callable[[dict[str, Any], Path], bytes]] = [
+    lambda made, _: csv.archive(made),
+    lambda made, _: fhir.to_json(made).encode(),
+    lambda made, folder: pdf.write(made, folder / "report.pdf", picture).read_bytes(),
+    lambda made, folder: retraining.write(made, folder / "cells.zip", picture).read_bytes(),
+]
 
 
 def test_exports_depend_on_the_content_alone(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ class _Writer:
         parts = [_count("count", "Cells of this class", share["count"])]
         parts.append(_count("leukocytes", "Leukocytes counted", total))
         for end, label in (("low", "lower"), ("high", "upper")):
-            if share.get(end) is not None:
+            if share[end] is not None:
                 text = f"95 % confidence interval (Wilson), {label} limit"
                 parts.append({"code": _own(end, text), "valueQuantity": _percent(share[end])})
         return self._observation(
@@ -212,18 +212,17 @@ class _Writer:
             _count("compared", "Cells compared", found["n"]),
         ]
         for name in ("low", "high"):
-            if found.get(name) is not None:
+            if found[name] is not None:
                 limit = "lower" if name == "low" else "upper"
                 text = f"95 % confidence interval (Wilson), {limit} limit"
                 parts.append({"code": _own(name, text), "valueQuantity": _percent(found[name])})
-        if found.get("kappa") is not None:
+        if found["kappa"] is not None:
             kappa = {"value": round(found["kappa"], 4), "system": UCUM, "code": "1"}
             parts.append({"code": _own("kappa", "Cohen's kappa"), "valueQuantity": kappa})
-        share = found.get("share")
         value = {"dataAbsentReason": _absent("Nothing was compared")}
-        if share is not None:
-            value = {"valueQuantity": _percent(share)}
-        text = "Agreement between model and reviewer, cell by cell"
+        if found["share"] is not None:
+            value = {"valueQuantity": _percent(found["share"])}
+        text = "Cells that model and reviewer give the same class; unchanged ones count as agreed"
         return self._observation(
             "agreement",
             code=_own("agreement", text),

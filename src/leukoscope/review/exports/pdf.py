@@ -162,12 +162,12 @@ def _plot(shares: Mapping[str, Sequence[Mapping[str, Any]]]) -> Plot:
 
 
 def _agreement(found: Mapping[str, Any]) -> tuple[str, str]:
-    """The share of looked-at cells on which model and reviewer agree, and what to know of it."""
-    if found.get("share") is None:
-        return "undefined", "nobody has looked at a cell"
-    kappa = found.get("kappa")
-    note = f"{_interval(found)} of {count(found['n'], 'cell')}"
-    return percent(found["share"]), note if kappa is None else f"{note}; kappa {kappa:.2f}"
+    """The share of cells that both give the same class, and what to know of it."""
+    if found["share"] is None:
+        return "undefined", found["reason"]
+    kappa = "" if found["kappa"] is None else f"; kappa {found['kappa']:.2f}"
+    note = f"{_interval(found)} of {count(found['n'], 'cell')}, unchanged ones as agreed{kappa}"
+    return percent(found["share"]), note
 
 
 def _corrected(cells: Sequence[CellContent], picture: Picture) -> list[Block]:
