@@ -206,6 +206,29 @@ def test_compare_has_the_shape_of_comparison_json() -> None:
     gap = pair["difference"]["macro_f1"]
     assert gap["low"] < gap["value"] < gap["high"]
     assert set(pair["paired_t"]["f1"]) == {"t", "p", "degenerate"}
+    one, two = models(2).values()
+    assert one.probs is not None
+    assert two.probs is not None
+    for place, name in enumerate("xyz"):
+        own = delong(one.labels == place, one.probs[:, place], two.probs[:, place])
+        assert pair["delong"][name] == own | {"p_holm": pair["delong"][name]["p_holm"]}
+        assert pair["delong"][name]["p_holm"] >= own["p"]
+    assert (
+        holm([pair["delong"][name]["p"] for name in "xyz"])
+        == [pair["delong"][name]["p_holm"] for name in "xyz"]
+    )  # fmt: skip
+
+
+def test_delong_in_compare_names_what_it_lacks() -> None:
+    two = models(2)
+    rows = np.r_[np.flatnonzero(two["m0"].labels != 2), np.flatnonzero(two["m0"].labels == 2)[:1]]
+    (pair,) = compare({name: model.take(rows) for name, model in two.items()}, resamples=50)[
+        "pairs"
+    ]
+    assert "1 images of the class" in pair["delong"]["z"]["degenerate"]
+    assert pair["delong"]["z"]["p_holm"] is None
+    silent = {n: Predictions(m.labels, m.predicted, None, m.classes) for n, m in two.items()}
+    assert compare(silent, resamples=50)["pairs"][0]["delong"] == {}
 
 
 def test_compare_adjusts_when_more_than_two() -> None:

@@ -186,8 +186,9 @@ def compare(
     """comparison.json of DESIGN.md: every pair of models, and Holm's p with more than two.
 
     images: ids in the order of the predictions, one sequence where all models saw the same images
-    in the same order, otherwise a mapping by model; groups (patients) likewise. McNemar and the
-    permutation test run on the images that both saw (`shared`); differences on each model's own.
+    in the same order, otherwise a mapping by model; groups (patients) likewise. McNemar, the
+    permutation test and DeLong's run on the images that both saw (`shared`); differences on each
+    model's own.
     Raises InputError for fewer than two models, different classes or contradicting labels.
     """
     if len(models) < 2:
@@ -255,6 +256,7 @@ def _pair(
         "permutation_p": permutation["p"],
         "difference": gaps,
         "paired_t": _paired_t_by_class(first, second),
+        "delong": _delong_by_class(first, second, rows_a, rows_b),
     }
 
 
@@ -312,6 +314,29 @@ def _paired_t_by_class(first: Predictions, second: Predictions) -> dict[str, Tes
             [table_a[c][key] for c in first.classes], [table_b[c][key] for c in first.classes]
         )
         for key in names
+    }
+
+
+def _delong_by_class(
+    first: Predictions, second: Predictions, rows_a: np.ndarray, rows_b: np.ndarray
+) -> dict[str, Test]:
+    """DeLong's test of each class against the rest; `p_holm` is over the classes. Empty unless
+    both models give probabilities."""
+    if first.probs is None or second.probs is None:
+        return {}
+    found: dict[str, Test] = {}
+    for place, name in enumerate(first.classes):
+        own = first.labels[rows_a] == place
+        if min(own.sum(), (~own).sum()) < 2:
+            why = f"{own.sum()} images of the class and {(~own).sum()} of others; 2 of each needed"
+            blank = dict.fromkeys(("auc_a", "auc_b", "difference", "se", "z", "p"))
+            found[name] = {**blank, "degenerate": why}
+        else:
+            other = second.probs[rows_b, second.classes.index(name)]
+            found[name] = delong(own, first.probs[rows_a, place], other)
+    adjusted = holm([test["p"] for test in found.values()])  # type: ignore[misc]
+    return {
+        name: test | {"p_holm": p} for (name, test), p in zip(found.items(), adjusted, strict=True)
     }
 
 

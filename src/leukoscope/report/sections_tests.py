@@ -28,7 +28,7 @@ def section(name: str, heading: str, comparison: Mapping[str, Any] | None) -> Se
     shown: list[Block] = [found]
     if len(pairs) > MOST_OPEN:
         shown = [Paragraph(found.caption), Details(count(len(pairs), "pair"), [found])]
-    return Section(name, heading, [*shown, *_paired_t(pairs), *failed])
+    return Section(name, heading, [*shown, *_paired_t(pairs), *_delong(pairs), *failed])
 
 
 def _discordant(pairs: Sequence[Pair]) -> Table:
@@ -78,6 +78,30 @@ def _paired_t(pairs: Sequence[Pair]) -> list[Block]:
     return [made] if len(pairs) == 1 else [Details(caption.rstrip("."), [made])]
 
 
+def _delong(pairs: Sequence[Pair]) -> list[Block]:
+    """A folded table a pair, one row a class; nothing where probabilities are missing."""
+    found: list[Block] = []
+    for pair in pairs:
+        tests = pair.get("delong") or {}
+        rows: list[list[Cell | str]] = [
+            [label, *(_area(test.get(key), _why(test)) for key in ("auc_a", "auc_b")),
+             _statistic(test.get("z"), _why(test)),
+             *(_p(test.get(key), _why(test)) for key in ("p", "p_holm"))]
+            for label, test in tests.items()
+        ]  # fmt: skip
+        held = [number(test.get("p_holm")) for test in tests.values()]
+        clear = sum(p is not None and p < 0.05 for p in held)
+        name = f"DeLong's test of the area under the ROC curve, {_who(pair)}"
+        caption = (
+            f"{clear} of {count(len(tests), 'class')} differ at the 5% level after Holm. The test "
+            "takes images as independent; with several a patient its p is too small."
+        )
+        head = ["Class", str(pair.get("a")), str(pair.get("b")), "z", "p", "after Holm"]
+        if rows:
+            found.append(Details(name, [Table(caption, head, rows)]))
+    return found
+
+
 def _who(pair: Pair) -> str:
     return f"{pair.get('a')} against {pair.get('b')}"
 
@@ -99,6 +123,11 @@ def _statistic(value: object, reason: str = "") -> Cell | str:
     found = number(value)
     why = reason or "no reason was recorded"
     return Cell("undefined", why) if found is None else f"{found:.2f}"
+
+
+def _area(value: object, reason: str) -> Cell | str:
+    found = number(value)
+    return Cell("undefined", reason) if found is None else f"{found:.3f}"
 
 
 def _p(value: object, reason: str = "") -> Cell | str:
