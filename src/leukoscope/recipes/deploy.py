@@ -39,8 +39,8 @@ STAGE = "classical.skops"
 def calibrate(
     job: Experiment, learned: Learned, said: Outputs, folds: OutOfFold | None
 ) -> Contract:
-    """The contract: temperature, prediction sets and novelty, fitted on validation; the first two
-    on training images out of fold as well, where there are such.
+    """The contract: temperature, prediction sets and novelty, fitted on validation; prediction
+    sets on training images out of fold as well, where there are such.
 
     Under the published protocol validation is what is scored, so nothing is fitted to it.
     """
@@ -49,10 +49,11 @@ def calibrate(
     temperature, sets, novelty = 1.0, None, None
     if job.protocol == "clean":
         seen, labels = logits, job.labels(job.scored("validation"))
+        # Of validation alone: heads that saw fewer images are less sure than this one.
+        temperature = fit_temperature(seen, labels)
         if folds is not None:
             seen = np.concatenate([logits, folds.logits.numpy()])
             labels = np.concatenate([labels, job.labels(folds.rows)])
-        temperature = fit_temperature(seen, labels)
         sets = PredictionSets(
             coverage=COVERAGE,
             thresholds=fit_conformal(softmax(seen, temperature), labels, coverage=COVERAGE),
