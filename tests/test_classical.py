@@ -26,6 +26,7 @@ from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import check_estimator
 
+from leukoscope.compat import onnx_session
 from leukoscope.errors import InputError
 from leukoscope.models import classical
 from leukoscope.models.classical import FLOOR, Classical
@@ -53,7 +54,9 @@ def cells(
 def fitted(features: np.ndarray, labels: np.ndarray, groups: Any = None, **said: Any) -> Any:
     quick = {"forest_trees": 12, "folds": 3} | said
     groups = range(len(labels)) if groups is None else groups
-    return classical.fit(features, labels, groups, WIDTHS, Classical(**quick), seed=3)
+    settings = Classical(**quick)
+    splits = classical.splits_within(labels, groups, settings, 3)
+    return classical.fit(features, labels, splits, WIDTHS, settings, seed=3)
 
 
 # Settings
@@ -187,6 +190,60 @@ def test_prediction_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     assert machine.decision_function(features) == pytest.approx(whole, abs=1e-12)
 
 
+# oneDAL
+
+
+@pytest.fixture
+def onedal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines of any size are oneDAL's."""
+    pytest.importorskip("sklearnex", reason="scikit-learn-intelex is not installed")
+    monkeypatch.setattr("leukoscope.models.ecoc.ONEDAL_ROWS", 10)
+
+
+@pytest.mark.parametrize("coding", ["one_vs_rest", "one_vs_one"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_onedal_gives_libsvms_machines(
+    coding: Any, classes: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    features, labels = cells(classes, 400)
+    unseen, _ = cells(classes, 200, seed=1)
+    libsvm = OutputCodeSVM(coding).fit(features, labels)
+    request.getfixturevalue("onedal")
+    found = [OutputCodeSVM(coding).fit(features, labels) for _ in range(2)]
+    wanted = libsvm.binary_scores(unseen)
+    assert found[0].binary_scores(unseen) == pytest.approx(wanted, abs=5e-3)
+    assert np.array_equal(found[0].binary_scores(unseen), found[1].binary_scores(unseen))
+    monkeypatch.setattr("leukoscope.models.ecoc.ONEDAL_ROWS", 401)
+    again = OutputCodeSVM(coding).fit(features, labels)
+    assert np.array_equal(again.binary_scores(unseen), wanted), "few rows stay libsvm's"
+
+
+@pytest.mark.usefixtures("onedal")
+def test_a_stack_of_onedals_machines_is_kept_and_exported_and_says_so(tmp_path: Path) -> None:
+    features, labels = cells()
+    unseen, _ = cells(seed=5)
+    model = fitted(features, labels, pca="network")
+    expected = classical.probabilities(model, unseen)
+    classical.save(model, tmp_path / "model.skops")
+    loaded = classical.load(tmp_path / "model.skops")
+    assert np.array_equal(classical.probabilities(loaded, unseen), expected)
+    (logits,) = onnx_session(to_onnx(model, 32)).run(None, {"features": unseen})
+    assert np.exp(logits) == pytest.approx(expected, abs=1e-4)
+    (said,) = classical.caveats(None, Classical(), len(features), ["a", "b", "c"])
+    assert "oneDAL" in said
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_features_may_be_mapped_from_disk(classifier: str, tmp_path: Path) -> None:
+    features, labels = cells()
+    np.save(tmp_path / "features.npy", features)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    one, other = (fitted(f, labels, classifier=classifier, pca="network")
+                  for f in (features, mapped))  # fmt: skip
+    assert np.array_equal(one.predict_proba(features), other.predict_proba(mapped))
+    classical.save(other, tmp_path / "model.skops")
+
+
 # Inner splits
 
 
@@ -235,12 +292,14 @@ def test_a_class_of_one_patient_is_torn_and_said() -> None:
     labels = np.array([0] * 6 + [1] * 6)
     patients = ["a"] * 3 + ["b"] * 3 + ["c"] * 6
     assert inner_splits(labels, patients, 3, seed=0).torn == [1]
-    said = classical.caveat(labels, patients, Classical(classifier="svm"), 0, ["healthy", "AML"])
-    assert said is not None
+    svm = Classical(classifier="svm")
+    torn = classical.splits_within(labels, patients, svm, 0)
+    (said,) = classical.caveats(torn, svm, 12, ["healthy", "AML"])
     assert "AML" in said
     assert "healthy" not in said
-    assert classical.caveat(labels, range(12), Classical(), 0, ["healthy", "AML"]) is None
-    assert classical.caveat(labels, patients, Classical(classifier="mlp"), 0, ["h", "A"]) is None
+    whole = classical.splits_within(labels, range(12), Classical(), 0)
+    assert classical.caveats(whole, Classical(), 12, ["healthy", "AML"]) == []
+    assert classical.splits_within(labels, patients, Classical(classifier="mlp"), 0) is None
 
 
 @pytest.mark.parametrize("classifier", ["svm", "stacking"])
@@ -463,7 +522,7 @@ def test_threads_change_nothing(classifier: str, monkeypatch: pytest.MonkeyPatch
     features, labels = cells()
     results = []
     for workers in (1, 4):
-        monkeypatch.setattr("leukoscope.models.classical.WORKERS", workers)
+        monkeypatch.setattr("leukoscope.models.forest.WORKERS", workers)
         monkeypatch.setattr("leukoscope.parallel.WORKERS", workers)
         results.append(fitted(features, labels, classifier=classifier).predict_proba(features))
     assert np.array_equal(*results)
@@ -577,7 +636,7 @@ def test_features_that_can_t_work() -> None:
     with pytest.raises(InputError, match="diverged"):
         fitted(features * np.float32(1e20), labels, classifier="sgd")
     with pytest.raises(ValueError, match="widths"):
-        classical.fit(features, labels, range(120), (3, 4), Classical(), 0)
+        classical.fit(features, labels, None, (3, 4), Classical(), 0)
 
 
 # Joined to a network

@@ -6,6 +6,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Hashable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,8 +15,7 @@ from pydantic import Field
 
 from leukoscope import files
 from leukoscope.errors import InputError, some
-from leukoscope.models.inner_splits import inner_splits
-from leukoscope.parallel import WORKERS
+from leukoscope.models.inner_splits import InnerSplits, inner_splits
 from leukoscope.tables import Table
 
 if TYPE_CHECKING:
@@ -63,64 +63,80 @@ class Classical(Table):
     stacker_c: Positive = 1.0
 
 
-def caveat(
+def splits_within(
     labels: np.ndarray,
     groups: Iterable[Hashable],
     settings: Classical,
     seed: int,
-    classes: Sequence[str],
     images: Iterable[Hashable] | None = None,
-) -> str | None:
-    """What to say about the inner split that `fit` makes of the same arguments, if anything.
+) -> InnerSplits | None:
+    """The inner splits of the training rows that `settings` ask for; None where they need none.
 
-    `classes` are the names of the labels 0, 1, …. Raises InputError where `fit` would.
+    `groups` (n,) say which rows must never stand on two sides of a split; `images` (n,) which are
+    of one image, for classes whose one group has to be split up. Raises InputError where a class
+    has a single row.
     """
     if settings.classifier not in ("svm", "stacking"):
         return None
-    torn = inner_splits(labels, groups, settings.folds, seed, images).torn
-    if not torn:
-        return None
-    names = some([classes[c] for c in torn])
-    return (
-        f"Too few patients (images, where patients are unknown) of {names} for an "
-        f"inner split that keeps them apart: the {settings.classifier} set its confidence "
-        "there on patients that it was trained on, so it is too high"
-    )
+    return inner_splits(labels, groups, settings.folds, seed, images)
+
+
+def caveats(
+    splits: InnerSplits | None, settings: Classical, rows: int, classes: Sequence[str]
+) -> list[str]:
+    """What to say of a model that `fit` makes of so many rows and these inner splits.
+
+    `classes` are the names of the labels 0, 1, ….
+    """
+    said = []
+    if splits and splits.torn:
+        said.append(
+            f"Too few patients (images, where patients are unknown) of "
+            f"{some([classes[c] for c in splits.torn])} for an "
+            f"inner split that keeps them apart: the {settings.classifier} set its confidence "
+            "there on patients that it was trained on, so it is too high"
+        )
+    from leukoscope.models.ecoc import by_onedal
+
+    if settings.classifier == "stacking" and by_onedal(rows):
+        said.append(
+            "The support vector machines were fitted by oneDAL (scikit-learn-intelex "
+            f"{version('scikit-learn-intelex')}), which gives libsvm's solution within the "
+            "solvers' tolerance of 0.001"
+        )
+    return said
 
 
 def fit(
     features: np.ndarray,
     labels: np.ndarray,
-    groups: Iterable[Hashable],
+    splits: InnerSplits | None,
     widths: Sequence[int],
     settings: Classical,
     seed: int,
-    images: Iterable[Hashable] | None = None,
 ) -> Pipeline:
     """A fitted pipeline with `predict_proba`: principal components where wanted, a classifier.
 
     `features` (n, d) float32 are the networks' features side by side, `widths` their widths, which
-    sum to d; `labels` (n,) are class numbers 0 … k-1, each there; `groups` (n,) say which rows
-    must never stand on two sides of an inner split; `images` (n,) which are of one image, for
-    classes whose one group has to be split up. Components are fitted on these rows, blind to
-    labels, and once, before the inner splits.
+    sum to d; they may be memory-mapped and are never copied whole. `labels` (n,) are class numbers
+    0 … k-1, each there; `splits` those of `splits_within`. Components are fitted on these rows,
+    blind to labels, and once, before the inner splits.
 
-    Cost beside the features: components by covariance a d x d float32 matrix and d³ operations, by
-    singular values (n < d) one copy; `svm` one float64 copy and n² to n³ kernel evaluations of d
-    multiplications, on one core, `folds` + 1 times; `stacking` what OutputCodeSVM says, as often.
-    `knn` and `svm` carry (part of) the training features in the model and its graph.
+    Cost beside the features: components by covariance a copy of a network's features, a d x d
+    float32 matrix and d³ operations, by singular values (n < d) two copies; `svm` one float64 copy
+    and n² to n³ kernel evaluations of d multiplications, on one core, `folds` + 1 times;
+    `stacking` what OutputCodeSVM says, as often. `knn` and `svm` carry (part of) the training
+    features in the model and its graph. 81,214 x 7,424: docs/measured/speed-classical.md.
 
     Raises InputError where features aren't finite, don't differ, or are too few.
     """
     features = np.asarray(features, dtype=np.float32)
     _check(features, labels, widths, settings)
-    splits = []
-    if settings.classifier in ("svm", "stacking"):
-        splits = inner_splits(labels, groups, settings.folds, seed, images).parts
-    steps = [("classifier", _classifier(settings, splits, seed))]
+    parts = splits.parts if splits else []
+    steps = [("classifier", _classifier(settings, parts, seed))]
     if settings.pca != "none":
-        parts = list(widths) if settings.pca == "network" else [sum(widths)]
-        steps.insert(0, ("pca", _components(parts, len(features), settings.pca_variance)))
+        columns = list(widths) if settings.pca == "network" else [sum(widths)]
+        steps.insert(0, ("pca", _components(columns, len(features), settings.pca_variance)))
     return _fitted(steps, features, labels, settings)
 
 
@@ -138,10 +154,7 @@ def _fitted(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.pipeline import Pipeline
 
-    # Trees are seeded one by one, so threads don't change them. Inside stacking they would: there
-    # the forest also predicts, and threads add up its trees in any order.
-    threads = WORKERS if settings.classifier == "random_forest" else 1
-    with joblib.parallel_config("threading", n_jobs=threads), warnings.catch_warnings():
+    with joblib.parallel_config("threading", n_jobs=1), warnings.catch_warnings():
         # The number of epochs is the recipe's, whether or not it has converged by then.
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
@@ -277,9 +290,9 @@ def _classifier(
 
 
 def _forest(settings: Classical, seed: int) -> BaseEstimator:
-    from sklearn.ensemble import RandomForestClassifier
+    from leukoscope.models.forest import Forest
 
-    return RandomForestClassifier(
+    return Forest(
         settings.forest_trees,
         criterion=settings.forest_criterion,
         max_depth=settings.forest_depth or None,
@@ -303,6 +316,7 @@ def probabilities(model: Pipeline, features: np.ndarray) -> np.ndarray:
 # What a saved model may hold beside skops' own list of harmless types.
 _TRUSTED = (
     "leukoscope.models.ecoc.OutputCodeSVM",
+    "leukoscope.models.forest.Forest",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.tree._tree.Tree",

@@ -12,12 +12,15 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from onnx.utils import Extractor
 from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType
+from skl2onnx.operator_converters.random_forest import convert_sklearn_random_forest_classifier
+from skl2onnx.shape_calculators.ensemble_shapes import calculate_tree_classifier_output_shapes
 from sklearn.ensemble import StackingClassifier
 from sklearn.linear_model import SGDClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
 from leukoscope.models.classical import FLOOR
 from leukoscope.models.ecoc import OutputCodeSVM
+from leukoscope.models.forest import Forest
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -195,4 +198,21 @@ update_registered_converter(
     _machine_shapes,
     _convert_machine,
     options={"raw_scores": [True, False], "zipmap": [False]},
+)
+update_registered_converter(
+    Forest,
+    "LeukoscopeForest",
+    calculate_tree_classifier_output_shapes,
+    convert_sklearn_random_forest_classifier,
+    options={
+        name: [True, False]
+        for name in (
+            "zipmap",
+            "raw_scores",
+            "nocl",
+            "output_class_labels",
+            "decision_path",
+            "decision_leaf",
+        )
+    },
 )

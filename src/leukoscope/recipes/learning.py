@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from leukoscope.data.balance import class_weights, replicate
 from leukoscope.errors import InputError
 from leukoscope.files import output_folder, to_json, write_text
-from leukoscope.models import classical
+from leukoscope.models import classical, ecoc
 from leukoscope.models.classifier import Classifier, Pooled, build
 from leukoscope.models.features import DeepFeatures, deep_features
 from leukoscope.models.layers import layer_parameters
@@ -31,7 +31,7 @@ from leukoscope.recipes.experiment import Experiment
 from leukoscope.recipes.schema import Network
 from leukoscope.train import cache as caches
 from leukoscope.train import checkpoints
-from leukoscope.train.loop import Part, fit, outputs
+from leukoscope.train.loop import Part, fit, outputs, print_remark
 from leukoscope.train.samples import FeatureSamples, Samples, feature_samples, pixel_samples
 
 if TYPE_CHECKING:
@@ -100,9 +100,8 @@ def learn(job: Experiment, classifiers: list[Classifier], run: Path, *, resume: 
         zscore=plan.features.zscore,
     ).eval()
     features = deep_features_of(job, joined)
-    stage, caveat = fit_classical(job, features, joined.widths)
-    notes = (caveat,) if caveat else ()
-    return Learned(classifiers, features.input_size, stage, features, notes)
+    stage, said = fit_classical(job, features, joined.widths)
+    return Learned(classifiers, features.input_size, stage, features, tuple(said))
 
 
 def fit_once(
@@ -235,17 +234,24 @@ def deep_features_of(job: Experiment, network: DeepFeatures) -> FeatureSamples:
 
 def fit_classical(
     job: Experiment, samples: FeatureSamples, widths: Sequence[int]
-) -> tuple[Pipeline, str | None]:
+) -> tuple[Pipeline, list[str]]:
     """The classical model on the training part's features, and what to say about it.
 
     Rows of one patient, picture or image never stand on two sides of its inner splits.
     """
     part, settings, seed = training_part(job), job.plan.classical, job.plan.seed
     groups = job.groups[part.rows].tolist()
-    features = np.array(samples.features[len(job.table) :])
     images = job.table["image"].iloc[part.rows].tolist()
-    stage = classical.fit(features, part.labels, groups, widths, settings, seed, images)
-    return stage, classical.caveat(part.labels, groups, settings, seed, job.classes, images)
+    splits = classical.splits_within(part.labels, groups, settings, seed, images)
+    features = samples.features[len(job.table) :]
+    rows = len(features)
+    if settings.classifier == "stacking" and rows >= ecoc.ONEDAL_ROWS and not ecoc.by_onedal(rows):
+        print_remark(
+            f"Support vector machines of {rows:,} rows take libsvm hours; "
+            "after pip install 'leukoscope[fast]' it is minutes."
+        )
+    stage = classical.fit(features, part.labels, splits, widths, settings, seed)
+    return stage, classical.caveats(splits, settings, rows, job.classes)
 
 
 def said(learned: Learned, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -254,7 +260,7 @@ def said(learned: Learned, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         assert learned.samples is not None
         return outputs(learned.classifiers[0], learned.samples, rows)
     assert isinstance(learned.samples, FeatureSamples)
-    features = np.array(learned.samples.features[rows])
+    features = np.asarray(learned.samples.features[rows])
     probs = classical.probabilities(learned.stage, features)
     logits = np.log(np.clip(probs, classical.FLOOR, None))
     return torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(features)
