@@ -8,12 +8,12 @@ BIN := $(VENV)/bin
 # Test processes share the cores; one thread each is fastest.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test lint browser docs benchmark clean
+.PHONY: demo test lint system docs benchmark clean
 
 demo: $(VENV)/.train
 	$(BIN)/leukoscope demo -o demo
 
-test: lint browser
+test: lint system
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/test_arms.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/test_arms.py
 
@@ -25,22 +25,26 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 
-# Chromium, for the test that looks at a report: installed where it may be, otherwise the test is
-# skipped and says so.
-browser:
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
-	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
-	echo "Chromium is missing and can't be installed here: browser tests will be skipped."
+# Chromium for the tests that look at pages, PostgreSQL for those of the review application:
+# installed where they may be, otherwise those tests are skipped and say so.
+system:
+	@missing=""; \
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing="chromium"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	missing="$$missing postgresql"; \
+	test -z "$$missing" || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; } || \
+	echo "Missing and not to be installed here:$$missing; their tests will be skipped."
 
 $(VENV)/.train: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; found none."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,serve]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,serve,fast,dev]'
 	touch $@
 
 clean:

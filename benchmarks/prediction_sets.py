@@ -77,30 +77,33 @@ def one(features: np.ndarray, labels: np.ndarray, share: float, seed: int) -> di
         folds = cross_val_predict(
             head, features[train], labels[train], cv=FOLDS, method="decision_function"
         )
+    temperature = fit_temperature(held, labels[validation])
+    held, folds, seen = (softmax(logits, temperature) for logits in (held, folds, seen))
     both, known = np.concatenate([held, folds]), labels[np.concatenate([validation, train])]
     return {
-        "rank rounded up (the usual rule)": judged(held, labels[validation], seen, labels[test],
-                                                   rounded_up=True),
-        "interpolated": judged(held, labels[validation], seen, labels[test]),
-        "interpolated, training images out of fold too": judged(both, known, seen, labels[test]),
+        "rank rounded up (the usual rule)": judged(
+            rounded_up(held, labels[validation]), seen, labels[test]
+        ),
+        "interpolated": judged(fit_conformal(held, labels[validation], COVERAGE), seen,
+                               labels[test]),
+        "interpolated, training images out of fold too": judged(
+            fit_conformal(both, known, COVERAGE), seen, labels[test]
+        ),
     }  # fmt: skip
 
 
-def judged(
-    logits: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray,
-    *, rounded_up: bool = False,
-) -> list[float]:  # fmt: skip
-    """Calibrated on the first two, judged on the last two."""
-    temperature = fit_temperature(logits, labels)
-    probs = softmax(logits, temperature)
-    thresholds = fit_conformal(probs, labels, COVERAGE)
-    if rounded_up:
-        own = [np.sort(1 - probs[labels == c, c]) for c in range(probs.shape[1])]
-        ranks = [int(np.ceil((len(s) + 1) * COVERAGE - 1e-9)) for s in own]
-        thresholds = [s[r - 1] if r <= len(s) else 1.0 for s, r in zip(own, ranks, strict=True)]
-    sets = prediction_sets(softmax(test, temperature), list(map(float, thresholds)))
-    held = sets[np.arange(len(truth)), truth]
-    by_class = [held[truth == c].mean() for c in np.unique(truth)]
+def rounded_up(probs: np.ndarray, labels: np.ndarray) -> list[float]:
+    """The thresholds (k,) of the usual rule, which promises at least the coverage."""
+    own = [np.sort(1 - probs[labels == c, c]) for c in range(probs.shape[1])]
+    ranks = [int(np.ceil((len(s) + 1) * COVERAGE - 1e-9)) for s in own]
+    return [float(s[r - 1]) if r <= len(s) else 1.0 for s, r in zip(own, ranks, strict=True)]
+
+
+def judged(thresholds: list[float], probs: np.ndarray, labels: np.ndarray) -> list[float]:
+    """[coverage, mean size, spread of coverage over the classes] on images of the test part."""
+    sets = prediction_sets(probs, thresholds)
+    held = sets[np.arange(len(labels)), labels]
+    by_class = [held[labels == c].mean() for c in np.unique(labels)]
     return [float(held.mean()), float(sets.sum(axis=1).mean()), float(np.std(by_class))]
 
 
