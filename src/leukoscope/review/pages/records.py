@@ -1,0 +1,59 @@
+"""What is kept and what is known: the audit log, quality over time, the model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Form, Request, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from leukoscope.review import access, audit
+from leukoscope.review.access import current_user
+from leukoscope.review.database import Database
+from leukoscope.review.pages.render import page
+from leukoscope.review.schema import Case, Entry, Model, User
+
+router = APIRouter()
+Data = Annotated[Database, Depends(access.database)]
+Viewer = Annotated[User, Depends(current_user)]
+PAGE = 100
+
+
+@router.get("/audit")
+def log(request: Request, user: Viewer, database: Data, before: int | None = None) -> Response:
+    """Every action of anybody, newest first; for htmx only further lines."""
+    with database.read() as session:
+        lines = audit.entries(session, None, before, PAGE + 1)
+        names = _pseudonyms(session, lines)
+    template = "log_rows.html" if "hx-request" in request.headers else "audit.html"
+    return page(
+        request, template, user, lines=lines[:PAGE], more=len(lines) > PAGE, names=names
+    )
+
+
+def _pseudonyms(session: Session, lines: list[Entry]) -> dict[str, str]:
+    ids = {line.case_id for line in lines if line.case_id}
+    rows = session.execute(select(Case.id, Case.pseudonym).where(Case.id.in_(ids)))
+    return {case_id: name for case_id, name in rows}
+
+
+@router.post("/audit/verify")
+def verify(
+    request: Request, user: Viewer, database: Data, noted: Annotated[str, Form()] = ""
+) -> Response:
+    """Check the whole chain."""
+    with database.read() as session:
+        verdict = audit.verify(session, noted.strip())
+    return page(request, "verdict.html", user, verdict=verdict, noted=noted.strip())
+
+
+@router.get("/about")
+def about(request: Request, user: Viewer, database: Data) -> Response:
+    """The model that is served, and those that were."""
+    with database.read() as session:
+        models = list(session.scalars(select(Model).order_by(Model.id.desc())))
+    served = next(m for m in models if m.id == request.app.state.model_id)
+    return page(request, "about.html", user, models=models, model=served)
+
+

@@ -1,0 +1,73 @@
+// The JSON API as functions, and how its answers are told to the user.
+const token = document.querySelector('meta[name="csrf-token"]')?.content ?? "";
+
+export class ApiError extends Error {
+  constructor(status, { code = "", message = "", fix = "", field = null } = {}) {
+    super(message || `The server answered ${status}.`);
+    Object.assign(this, { status, code, fix, field });
+  }
+}
+
+export async function send(method, path, body, { raw = false, signal } = {}) {
+  const headers = { Accept: "application/json", "X-CSRF-Token": token };
+  if (body !== undefined) headers["Content-Type"] = raw ? "application/octet-stream" : "application/json";
+  let answer;
+  try {
+    answer = await fetch(`/api/v1/${path}`, {
+      method, headers, signal, body: body === undefined || raw ? body : JSON.stringify(body),
+    });
+  } catch (problem) {
+    if (problem.name === "AbortError") throw problem;
+    throw new ApiError(0, { code: "offline", message: "The server can't be reached.", fix: "Nothing was lost; it is tried again." });
+  }
+  const said = answer.status === 204 ? {} : await answer.json().catch(() => ({}));
+  if (answer.status === 401) location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
+  if (!answer.ok) throw new ApiError(answer.status, said.error);
+  return said;
+}
+
+export const get = (path, options) => send("GET", path, undefined, options);
+export const post = (path, body = {}) => send("POST", path, body);
+
+/** Say something to those who see and to those who listen; `act` is {label, run}. */
+export function tell(text, { bad = false, act = null, seconds = bad ? 12 : 5 } = {}) {
+  const place = document.getElementById("toasts");
+  const toast = document.createElement("div");
+  toast.className = bad ? "toast bad" : "toast";
+  const words = document.createElement("span");
+  words.textContent = text;
+  toast.append(words);
+  const button = (label, run) => {
+    const made = document.createElement("button");
+    made.type = "button";
+    made.className = "plain";
+    made.textContent = label;
+    made.addEventListener("click", () => { toast.remove(); run?.(); });
+    toast.append(made);
+  };
+  if (act) button(act.label, act.run);
+  button("Close");
+  while (place.children.length > 3) place.firstChild.remove();
+  place.append(toast);
+  setTimeout(() => toast.remove(), seconds * 1000);
+}
+
+/** For those who listen only. */
+export function whisper(text) {
+  document.getElementById("live").textContent = text;
+}
+
+export const tellProblem = (problem) => tell([problem.message, problem.fix].filter(Boolean).join(" "), { bad: true });
+
+/** An element: make("p", {class: "quiet"}, "text", child). Null attributes are left out. */
+export function make(tag, attributes = {}, ...children) {
+  const drawn = ["svg", "rect", "line", "circle", "title"].includes(tag);
+  const element = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+export const percent = (share, digits = 0) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)} %`);

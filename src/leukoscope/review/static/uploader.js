@@ -1,0 +1,159 @@
+// Uploads in pieces: a file that was cut off is continued where it stopped, also after a reload.
+import { get, make, post, send, tell, tellProblem } from "./api.js";
+
+const PIECE = 4 * 1024 * 1024;
+const AT_ONCE = 2;
+const drop = document.getElementById("drop");
+const list = document.getElementById("files");
+const summary = document.getElementById("sending");
+const caseId = drop?.dataset.case;
+const rows = [];
+const waiting = [];
+let active = 0;
+let before = [];  // uploads of this case that an earlier visit began
+
+const kind = () => document.querySelector('input[name="kind"]:checked')?.value ?? "auto";
+const megabytes = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+
+class Row {
+  constructor(file) {
+    this.file = file;
+    this.state = "waiting";
+    this.bar = make("progress", { max: Math.max(1, file.size), value: 0, "aria-label": `${file.name} sent` });
+    this.words = make("span", { class: "quiet" }, "waiting");
+    this.button = make("button", { type: "button", class: "small-button plain" }, "Stop");
+    this.button.addEventListener("click", () => this.toggle());
+    this.element = make("li", {}, make("span", { class: "name", title: file.name }, file.name), this.bar, this.words, this.button);
+    list.append(this.element);
+  }
+
+  show(state, words = state) {
+    this.state = state;
+    this.words.textContent = words;
+    this.button.hidden = ["done", "duplicate", "failed"].includes(state);
+    this.button.textContent = state === "stopped" ? "Continue" : "Stop";
+    this.bar.hidden = ["done", "duplicate", "failed"].includes(state);
+    summarise();
+  }
+
+  toggle() {
+    if (this.state === "stopped") {
+      waiting.push(this);
+      this.show("waiting");
+      pump();
+    } else {
+      this.show("stopped", `stopped at ${megabytes(this.bar.value)}`);
+      this.abort?.abort();
+    }
+  }
+
+  async run() {
+    this.show("sending");
+    const known = before.find((u) => u.name === this.file.name && u.size === this.file.size && u.state === "receiving");
+    const upload = this.upload ?? known ?? await post(`cases/${caseId}/uploads`, { name: this.file.name, size: this.file.size, kind: kind() });
+    this.upload = upload;
+    let at = upload.received ?? 0;
+    let failures = 0;
+    while (at < this.file.size && this.state === "sending") {
+      this.abort = new AbortController();
+      try {
+        const piece = this.file.slice(at, at + PIECE);
+        const said = await send("PUT", `uploads/${upload.id}?offset=${at}`, piece, { raw: true, signal: this.abort.signal });
+        at = said.received;
+        failures = 0;
+      } catch (problem) {
+        if (problem.name === "AbortError") break;
+        if (problem.status !== 0 && problem.status !== 409) throw problem;
+        failures += 1;
+        if (failures > 8) throw problem;
+        this.words.textContent = "server out of reach, trying again";
+        await wait(Math.min(500 * 2 ** failures, 8000));
+        at = await this.received(at);
+      }
+      upload.received = at;
+      this.bar.value = at;
+      if (this.state === "sending") this.words.textContent = `${megabytes(at)} of ${megabytes(this.file.size)}`;
+    }
+    if (this.state !== "sending") return;
+    const said = await post(`uploads/${upload.id}/finish`);
+    const same = said.duplicate_of;
+    if (said.state === "duplicate") this.show("duplicate", same?.name ? `already here as ${same.name}` : "already in this case");
+    else if (said.state === "failed") this.show("failed", said.error || "can't be read");
+    else this.show("done", "received");
+  }
+
+  async received(otherwise) {
+    try {
+      const { uploads } = await get(`cases/${caseId}/uploads`);
+      return uploads.find((u) => u.id === this.upload.id)?.received ?? otherwise;
+    } catch { return otherwise; }
+  }
+}
+
+function summarise() {
+  const n = (state) => rows.filter((row) => row.state === state).length;
+  const parts = [`${n("done")} of ${rows.length} files received`];
+  if (n("duplicate")) parts.push(`${n("duplicate")} already here`);
+  if (n("failed")) parts.push(`${n("failed")} failed`);
+  if (n("stopped")) parts.push(`${n("stopped")} stopped`);
+  summary.textContent = rows.length ? parts.join(", ") : "";
+  list.parentElement.hidden = rows.length === 0;
+}
+
+async function pump() {
+  while (active < AT_ONCE && waiting.length) {
+    const row = waiting.shift();
+    if (row.state !== "waiting") continue;
+    active += 1;
+    row.run().catch((problem) => row.show("failed", [problem.message, problem.fix].filter(Boolean).join(" ")))
+      .finally(() => { active -= 1; pump(); });
+  }
+  if (active === 0 && waiting.length === 0) htmx.trigger("#progress", "refresh");
+}
+
+function add(files) {
+  for (const file of files) {
+    if (file.name.startsWith(".")) continue;
+    const row = new Row(file);
+    rows.push(row);
+    waiting.push(row);
+  }
+  summarise();
+  pump();
+}
+
+/** All files of what was dropped, folders opened. */
+async function filesOf(items) {
+  const found = [];
+  const open = async (entry) => {
+    if (entry.isFile) return void found.push(await new Promise((yes, no) => entry.file(yes, no)));
+    const reader = entry.createReader();
+    for (;;) {  // a reader gives at most 100 entries at a time
+      const batch = await new Promise((yes, no) => reader.readEntries(yes, no));
+      if (!batch.length) return undefined;
+      for (const inner of batch) await open(inner);
+    }
+  };
+  for (const entry of [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean)) await open(entry);
+  return found;
+}
+
+if (drop) {
+  for (const name of ["pick-files", "pick-folder"]) {
+    const input = document.getElementById(name);
+    input.addEventListener("change", () => { add(input.files); input.value = ""; });
+  }
+  for (const type of ["dragover", "dragenter"]) drop.addEventListener(type, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  for (const type of ["dragleave", "drop"]) drop.addEventListener(type, () => drop.classList.remove("over"));
+  drop.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    try { add(await filesOf(event.dataTransfer.items)); } catch (problem) { tellProblem(problem); }
+  });
+  addEventListener("beforeunload", (event) => { if (active) event.preventDefault(); });
+  get(`cases/${caseId}/uploads`).then(({ uploads }) => {
+    before = uploads;
+    const cut = uploads.filter((u) => u.state === "receiving").length;
+    if (cut) tell(`${cut} file${cut > 1 ? "s were" : " was"} cut off earlier. Choose the same files again: they continue where they stopped.`, { seconds: 15 });
+  }).catch(tellProblem);
+}
