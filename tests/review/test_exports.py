@@ -6,6 +6,7 @@ import copy
 import csv as csv_module
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -22,7 +23,7 @@ from store import PASSWORD, Lab
 from leukoscope import api
 from leukoscope.data import index
 from leukoscope.errors import InputError, LeukoscopeError
-from leukoscope.review import cases, changes, exports, signing, vocabulary
+from leukoscope.review import cases, changes, exports, quality, signing, vocabulary
 from leukoscope.review.exports import csv, fhir, pdf, retraining
 
 
@@ -66,13 +67,7 @@ def test_names_of_classes(name: str, counts: bool, code: str | None) -> None:
 
 def test_codes_have_their_check_digit() -> None:
     """LOINC's last digit is a Luhn check digit (Mod 10), so that a slip of the pen shows."""
-    names = ["basophil", "blast", "eosinophil", "ig", "hairycell", "lymphoblast", "lymphocyte",
-             "lya", "lgl", "metamyelocyte", "monoblast", "monocyte", "myeloblast", "myelocyte",
-             "neutrophil", "band", "ngs", "plasmacell", "prolymphocyte", "promonocyte",
-             "promyelocyte", "sezarycell", "smudgecell", "erythroblast"]  # fmt: skip
-    codes = [found.code for name in names if (found := vocabulary.loinc(name))]
-    assert len(set(codes)) == len(names)
-    for code in [*codes, vocabulary.PANEL.code]:
+    for code in (known.code for known in vocabulary.codes()):
         number, _, check = code.partition("-")
         digits = [int(d) for d in reversed(number)]
         doubled = [sum(divmod(2 * d, 10)) if at % 2 == 0 else d for at, d in enumerate(digits)]
@@ -272,3 +267,23 @@ def test_exports_depend_on_the_content_alone(tmp_path: Path) -> None:
     for one, two in ((made, "a.zip"), (stored, "b.zip")):
         retraining.write(one, tmp_path / two, picture)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+# --- documentation --------------------------------------------------------------------------------
+
+
+def test_documentation_has_every_code_and_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "review" / "exports.md").read_text()
+    written = dict(re.findall(r"^\| (\d+-\d) \| (.+?) \|", page, re.MULTILINE))
+    known = {code.code: code.display for code in vocabulary.codes()}
+    assert written == known
+    for column in (*csv.CELLS, *csv.DIFFERENTIAL, *retraining.COLUMNS):
+        assert f"`{column}`" in page, column
+
+
+def test_documentation_states_the_alarm_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "review" / "quality.md").read_text()
+    for figure in (f"At least {quality.FEWEST_CASES} cases", f"{quality.SHIFT} or more",
+                   f"at least {100 * quality.MOST_NOVEL:.0f} % of the cells",
+                   f"expected {100 * quality.EXPECTED_NOVEL:.0f} %"):  # fmt: skip
+        assert figure in page, figure

@@ -97,6 +97,11 @@ def loinc(name: str) -> Code | None:
     return _CODES[found] if found else None
 
 
+def codes() -> list[Code]:
+    """Every code that an export may carry."""
+    return [PANEL, *dict.fromkeys(_CODES.values()), ERYTHROBLASTS]
+
+
 def _known(name: str, names: Container[str]) -> str | None:
     """The class's plain name among `names`, singular or plural."""
     plain = key(name)
