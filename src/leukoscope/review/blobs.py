@@ -13,7 +13,7 @@ from PIL import Image
 
 from leukoscope.errors import InputError
 from leukoscope.files import atomic, explain_os_errors, output_folder, sha256_of
-from leukoscope.imaging.read import read_image
+from leukoscope.imaging.read import read_bytes, read_bytes_image
 from leukoscope.review.problems import NotFound
 
 THUMBNAILS = (96, 256)
@@ -62,8 +62,9 @@ class Blobs:
         return sha256
 
     def pixels(self, sha256: str) -> np.ndarray:
-        """The image, uint8 RGB (H, W, 3); UnreadableError where it is none."""
-        return read_image(self.path(sha256), max_pixels=self.max_pixels)
+        """The image, uint8 RGB (H, W, 3); UnreadableError, with the reason alone, if it is none."""
+        data = read_bytes(self.path(sha256), max_pixels=self.max_pixels)
+        return read_bytes_image(data, max_pixels=self.max_pixels)
 
     def thumbnail(self, sha256: str, size: int) -> Path:
         """A WebP whose longer side is at most `size`, one of THUMBNAILS, made once."""

@@ -17,11 +17,15 @@ Kind = Literal["intake", "reread"]
 
 
 def order(session: Session, by: User, kind: Kind, case_id: str) -> Job:
-    """The job of that kind that waits for the case, or a new one; it takes all that is there."""
+    """The case's job of that kind that waits or runs, or a new one.
+
+    A running one takes what was ordered meanwhile, too: it ends only where nothing is left.
+    """
     by = acting(session, by, "reviewer")
     case = cases.open_case(session, case_id)
-    waits = select(Job).where(Job.case_id == case.id, Job.kind == kind, Job.state == "waiting")
-    found = session.scalars(waits).first()
+    going_on = Job.state.in_(("waiting", "running"))
+    query = select(Job).where(Job.case_id == case.id, Job.kind == kind, going_on)
+    found = session.scalars(query).first()
     if found is None:
         found = Job(
             id=secrets.token_hex(16), kind=kind, case_id=case.id, user_id=by.id, arguments={}

@@ -28,6 +28,7 @@ log = logging.getLogger("leukoscope.review")
 TOGETHER = 64
 """Cells written at once, or as many as are read in SECONDS, so that progress shows."""
 SECONDS = 2.0
+MOMENT = 0.5  # seconds in which the next file of many follows
 DEPTH = 4  # whole images decoded ahead: each may take 300 MB
 SMALL = 16  # cells made ready ahead
 PROBLEM = "It can't be processed; the server's log has more"
@@ -35,7 +36,8 @@ PROBLEM = "It can't be processed; the server's log has more"
 
 @dataclass(frozen=True)
 class Tools:
-    """What jobs work with. `check` is called between steps and raises where the server stops."""
+    """What jobs work with. `check` is called between steps and raises where the server stops;
+    `pause` waits so many seconds, or until then."""
 
     settings: Settings
     database: Database
@@ -43,6 +45,7 @@ class Tools:
     model_id: int
     blobs: Blobs
     check: Callable[[], None]
+    pause: Callable[[float], object]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Batch:
 def take_in(tools: Tools, job: Job, by: User) -> None:
     """Open every received file of the case; add its cells with what the model says of them."""
     case_id = str(job.case_id)
-    while uploads := _received(tools, case_id):
+    while uploads := _received(tools, case_id) or _awaited(tools, case_id):
         _count(tools, job, case_id)
         archives = {u.id for u in uploads if files.is_archive(tools.blobs.path(str(u.sha256)))}
         for upload in uploads:
@@ -96,6 +99,12 @@ def _received(tools: Tools, case_id: str) -> list[Upload]:
     with tools.database.read() as session:
         query = select(Upload).where(Upload.case_id == case_id, Upload.state == "received")
         return list(session.scalars(query.order_by(Upload.created, Upload.id).limit(500)))
+
+
+def _awaited(tools: Tools, case_id: str) -> list[Upload]:
+    """What comes within a moment: files come one after the other, and are one job."""
+    tools.pause(MOMENT)
+    return _received(tools, case_id)
 
 
 def _count(tools: Tools, job: Job, case_id: str) -> None:

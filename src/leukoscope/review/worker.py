@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from leukoscope.bundle.inference import Reader
@@ -31,11 +31,13 @@ class Worker:
     def __init__(
         self, settings: Settings, database: Database, reader: Reader, model_id: int, blobs: Blobs
     ) -> None:
-        self.tools = work.Tools(settings, database, reader, model_id, blobs, self._check)
         self.database = database
         self._asked = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self.tools = work.Tools(
+            settings, database, reader, model_id, blobs, self._check, self._stopping.wait
+        )
 
     def start(self) -> None:
         """Take up what was interrupted, then wait for more."""
@@ -99,13 +101,14 @@ class Worker:
     def _finish(self, job: Job, state: str, error: str = "") -> None:
         with self.database.begin() as session:
             present = session.get_one(Job, job.id)
+            if job.kind == "intake":
+                left = (Upload.case_id == job.case_id) & (Upload.state == "received")
+                if state == "failed":
+                    # Or they would keep the case from being signed for ever.
+                    session.execute(update(Upload).where(left).values(state=state, error=error))
+                elif session.scalar(select(Upload.id).where(left).limit(1)):
+                    state = "waiting"  # one more file came in this very moment
             present.state, present.error = state, error
-            if state == "failed" and job.kind == "intake":
-                # Or they would keep the case from being signed for ever.
-                lost = update(Upload).where(
-                    Upload.case_id == job.case_id, Upload.state == "received"
-                )
-                session.execute(lost.values(state="failed", error=error))
 
     def _check(self) -> None:
         if self._stopping.is_set():

@@ -124,12 +124,18 @@ def confirm(case_id: str, given: models.Confirmed, by: Reviewer, db: Db) -> JSON
         return JSONResponse(_acted(session, by, case_id, act))
 
 
-@router.post("/cases/{case_id}/{act}", responses=answered(models.Acted) | documented(404, 409))
-def take_back(case_id: str, act: Literal["undo", "redo"], by: Reviewer, db: Db) -> JSONResponse:
-    """Take back one's own last act, or do it again."""
+@router.post("/cases/{case_id}/undo", responses=answered(models.Acted) | documented(404, 409))
+def undo(case_id: str, by: Reviewer, db: Db) -> JSONResponse:
+    """Take back one's own last act."""
     with db.begin() as session:
-        done = {"undo": changes.undo, "redo": changes.redo}[act](session, by, case_id)
-        return JSONResponse(_acted(session, by, case_id, done))
+        return JSONResponse(_acted(session, by, case_id, changes.undo(session, by, case_id)))
+
+
+@router.post("/cases/{case_id}/redo", responses=answered(models.Acted) | documented(404, 409))
+def redo(case_id: str, by: Reviewer, db: Db) -> JSONResponse:
+    """Do again what one took back."""
+    with db.begin() as session:
+        return JSONResponse(_acted(session, by, case_id, changes.redo(session, by, case_id)))
 
 
 # --- of one cell ----------------------------------------------------------------------------------

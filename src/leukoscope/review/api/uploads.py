@@ -25,9 +25,10 @@ _BYTES = {
 }
 
 
-def _view(session: Session, upload: Upload) -> dict[str, Any]:
+def _view(session: Session, upload: Upload) -> models.Upload:
     equal = intake.twin(session, upload) if upload.state == "duplicate" else None
-    return vars(upload) | {"duplicate_of": equal.id if equal else None}
+    view = models.Upload.model_validate(upload)
+    return view.model_copy(update={"duplicate_of": equal.id if equal else None})
 
 
 @router.post(
@@ -38,7 +39,7 @@ def _view(session: Session, upload: Upload) -> dict[str, Any]:
 )
 def start(
     case_id: str, given: models.NewUpload, by: Reviewer, request: Request, db: Db
-) -> dict[str, Any]:
+) -> models.Upload:
     """Announce a file; its bytes follow by PUT."""
     settings, model_id = access.settings(request), request.app.state.model_id
     with db.begin() as session:
@@ -60,7 +61,7 @@ def listed(case_id: str, by: Viewer, db: Db) -> dict[str, Any]:  # noqa: ARG001
 
 
 @router.get("/uploads/{upload_id}", response_model=models.Upload, responses=documented(404))
-def one(upload_id: str, by: Viewer, db: Db) -> dict[str, Any]:  # noqa: ARG001
+def one(upload_id: str, by: Viewer, db: Db) -> models.Upload:  # noqa: ARG001
     """One file: how much of it has been received."""
     with db.read() as session:
         return _view(session, intake.find(session, upload_id))
@@ -78,7 +79,7 @@ async def append(
     request: Request,
     db: Db,
     offset: Annotated[int, Query(ge=0)],
-) -> dict[str, Any]:
+) -> models.Upload:
     """Send bytes from `offset` on, which must be the number received so far."""
     await intake.append(db, request.app.state.blobs, upload_id, offset, request.stream())
     with db.read() as session:
@@ -88,7 +89,7 @@ async def append(
 @router.post(
     "/uploads/{upload_id}/finish", response_model=models.Upload, responses=documented(404, 409)
 )
-def finish(upload_id: str, by: Reviewer, request: Request, db: Db) -> dict[str, Any]:
+def finish(upload_id: str, by: Reviewer, request: Request, db: Db) -> models.Upload:
     """All bytes are sent: the file is recognised as a duplicate, or read."""
     upload = intake.finish(db, request.app.state.blobs, by, upload_id)
     request.app.state.jobs.wake()
