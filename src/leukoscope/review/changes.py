@@ -198,7 +198,7 @@ def _write(
 def _present(session: Session, case: Case, wanted: Iterable[int]) -> dict[int, Any]:
     """(id, label, comment, revision) of these cells of the case; NotFound where one isn't there."""
     found: dict[int, Any] = {}
-    for ids in _chunks(i for i in wanted if 0 < i < 2**31):
+    for ids in _chunks(wanted):
         query = select(Cell.id, Cell.label, Cell.comment, Cell.revision)
         rows = session.execute(query.where(Cell.id.in_(ids), Cell.case_id == case.id))
         found |= {row.id: row for row in rows}
@@ -282,5 +282,6 @@ def _as_act(change: Change, name: str) -> Act:
 
 
 def _chunks(ids: Iterable[int]) -> Iterable[list[int]]:
-    every = list(ids)
+    """Ids that a database can hold, as many at a time as a statement may name."""
+    every = [cell_id for cell_id in ids if 0 < cell_id < 2**31]
     return (every[start : start + CHUNK] for start in range(0, len(every), CHUNK))
