@@ -55,8 +55,13 @@ def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
     (x / 255 - mean) / std per channel; see `normalisation`.
     """
     gain, offset = normalisation(mean, std)
-    scaled = image.astype(np.float32) * gain - offset
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+    # A table of 256 levels a channel: no float is computed per pixel, and the planes come out
+    # as the network wants them.
+    tables = np.arange(256, dtype=np.float32) * gain[:, None] - offset[:, None]
+    scaled = np.empty((3, *image.shape[:2]), np.float32)
+    for plane, table, out in zip(cv2.split(image), tables, scaled, strict=True):
+        cv2.LUT(plane, table, dst=out)
+    return scaled
 
 
 def background_colour(image: np.ndarray) -> np.ndarray:
@@ -68,18 +73,43 @@ def background_colour(image: np.ndarray) -> np.ndarray:
     its image they may be nearly all there is.
     """
     brightness = grey(image)
-    # Counting 256 levels is several times faster than sorting the pixels.
-    counts = np.bincount(brightness.ravel(), minlength=256)
+    # Counting 256 levels is many times faster than sorting the pixels.
+    counts = histogram(brightness)
     top = np.searchsorted(np.cumsum(counts), 0.999 * brightness.size)
     counts[: int(BLACK * top)] = 0
     at_least = np.searchsorted(np.cumsum(counts), 0.9 * counts.sum())
-    bright = image[brightness >= at_least]
-    return np.array([max(_median(bright[:, channel]), 1) for channel in range(3)], np.float64)
+    bright = image.reshape(-1, 3).take(np.flatnonzero(brightness >= at_least), axis=0)
+    medians = [_median(histogram(bright[:, None], channel)) for channel in range(3)]
+    return np.array([max(median, 1) for median in medians], np.float64)
 
 
-def _median(levels: np.ndarray) -> int:
-    """The (lower) median of uint8 values (n,)."""
-    return int(np.searchsorted(np.cumsum(np.bincount(levels)), (levels.size + 1) // 2))
+def histogram(image: np.ndarray, channel: int = 0) -> np.ndarray:
+    """How often each level occurs in a channel of uint8 (H, W), (n,) or (H, W, 3): int64 (256,)."""
+    # Counted in float32, which is exact up to 2^24 of one level.
+    rows = max(1, 2**24 * len(image) // max(1, image.size))
+    counts = np.zeros(256, np.int64)
+    for top in range(0, len(image), rows):
+        part = image[top : top + rows]
+        counts += cv2.calcHist([part], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+    return counts
+
+
+def percentiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Percentiles, `shares` in 0..100, of levels that occur `counts` (256,) times: float64.
+
+    Interpolated linearly between the two nearest, as `numpy.percentile` does.
+    """
+    sums = np.cumsum(counts)
+    place = np.asarray(shares) / 100 * (int(sums[-1]) - 1)
+    below = np.searchsorted(sums, np.floor(place), side="right")
+    above = np.searchsorted(sums, np.ceil(place), side="right")
+    return below + (above - below) * (place % 1)
+
+
+def _median(counts: np.ndarray) -> int:
+    """The (lower) median of levels that occur `counts` (n,) times."""
+    sums = np.cumsum(counts)
+    return int(np.searchsorted(sums, (int(sums[-1]) + 1) // 2))
 
 
 def opaque(image: np.ndarray, background: np.ndarray, level: float = BLACK) -> np.ndarray:
@@ -87,7 +117,12 @@ def opaque(image: np.ndarray, background: np.ndarray, level: float = BLACK) -> n
 
     Ink, dirt and the field stop let no colour through; a stained nucleus always passes some blue.
     """
-    red, green, blue = cv2.split(image)
+    return dark(cv2.split(image), background, level)
+
+
+def dark(planes: Sequence[np.ndarray], background: np.ndarray, level: float = BLACK) -> np.ndarray:
+    """`opaque` of the three channels, each uint8 (H, W)."""
+    red, green, blue = planes
     return cv2.max(cv2.max(red, green), blue) < level * float(background.max())
 
 
@@ -98,10 +133,15 @@ def optical_density(image: np.ndarray, background: np.ndarray | None = None) -> 
     dye, by default `background_colour(image)`; dividing by it is also the white balance.
     """
     light = background_colour(image) if background is None else np.asarray(background, np.float64)
-    # One look-up table a channel: 256 logarithms instead of one a pixel.
+    table = density_levels(light).T.astype(np.float32)
+    return cv2.LUT(image, table.reshape(1, 256, 3))
+
+
+def density_levels(light: np.ndarray) -> np.ndarray:
+    """`optical_density` of the levels 0..255 in each channel whose light is `light` (3,): float64
+    (3, 256), to be looked up instead of computing a logarithm a pixel."""
     levels = np.log10(np.maximum(np.arange(256, dtype=np.float64), 1.0))
-    table = np.maximum(np.log10(np.maximum(light, 1.0)) - levels[:, None], 0.0)
-    return cv2.LUT(image, table.reshape(1, 256, 3).astype(np.float32))
+    return np.maximum(np.log10(np.maximum(light, 1.0))[:, None] - levels, 0.0)
 
 
 @transforms.register("white_balance")

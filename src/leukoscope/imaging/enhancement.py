@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from leukoscope.imaging.colour import grey, with_luminance
+from leukoscope.imaging.colour import grey, histogram, percentiles, with_luminance
 from leukoscope.imaging.pipeline import Chain, Size, apply, transforms
 
 GEOMETRIC = ("resize", "resize_keep_aspect")
@@ -66,25 +66,29 @@ def contrast_limited(channel: np.ndarray, clip: float, tiles: int) -> np.ndarray
 
 
 def high_boost(channel: np.ndarray, sigma: float, alpha: float, beta: float) -> np.ndarray:
-    """alpha I - beta Laplacian(Gaussian(I)) of a float channel (H, W), float64, not normalised.
+    """alpha I - beta Laplacian(Gaussian(I)) of a channel (H, W), not normalised.
 
-    Equations 1 to 3 of Haque et al. 2024 (doi 10.3390/biomedinformatics4020054). `sigma` in
-    pixels, the Gaussian cut at 4 sigma, the Laplacian of four neighbours, borders mirrored.
+    float64 of a float64 channel, float32 of any other. Equations 1 to 3 of Haque et al. 2024 (doi
+    10.3390/biomedinformatics4020054). `sigma` in pixels, the Gaussian cut at 4 sigma, the
+    Laplacian of four neighbours, borders mirrored.
     """
     kernel = 2 * int(4 * sigma + 0.5) + 1
-    original = channel.astype(np.float64)
+    original = channel if channel.dtype == np.float64 else channel.astype(np.float32)
     blurred = cv2.GaussianBlur(original, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
-    laplacian = cv2.Laplacian(blurred, cv2.CV_64F, ksize=1, borderType=cv2.BORDER_REFLECT_101)
-    return alpha * original - beta * laplacian
+    laplacian = cv2.Laplacian(blurred, -1, ksize=1, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.addWeighted(original, alpha, laplacian, -beta, 0)
 
 
 def min_max(values: np.ndarray) -> np.ndarray:
-    """Stretched to [0, 1], equation 4 of the same paper; all 0 for a constant array."""
-    low, high = float(values.min()), float(values.max())
+    """Float (H, W) stretched to 0..255 and rounded, uint8: equation 4 of the same paper times 255.
+
+    All 0 for a constant array.
+    """
+    low, high, _, _ = cv2.minMaxLoc(values)
     # A range of rounding errors only is no range.
-    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):
-        return np.zeros_like(values)
-    return (values - low) / (high - low)
+    if high - low <= 10 * np.finfo(values.dtype).eps * max(1.0, abs(low), abs(high)):
+        return np.zeros(values.shape, np.uint8)
+    return cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
 
 
 @transforms.register("resize")
@@ -155,7 +159,7 @@ def stretch_contrast(
     BT.601 luminance become 0 and 255, in all three channels alike, which keeps the balance of
     colours (recipe 4). An image whose percentiles coincide stays as it is.
     """
-    darkest, brightest = np.percentile(grey(image), (low, high))
+    darkest, brightest = percentiles(histogram(grey(image)), (low, high))
     if not brightest > darkest:
         return image.copy()
     levels = (np.arange(256) - darkest) * (255 / (brightest - darkest))
@@ -196,14 +200,12 @@ def logmh(
     """
     if on == "luminance":
         return with_luminance(image, _logmh(grey(image), sigma, alpha, beta))
-    return np.dstack([_logmh(image[:, :, c], sigma, alpha, beta) for c in range(3)])
+    return cv2.merge([_logmh(plane, sigma, alpha, beta) for plane in cv2.split(image)])
 
 
 def _logmh(channel: np.ndarray, sigma: float, alpha: float, beta: float) -> np.ndarray:
-    if channel.min() == channel.max():
-        return channel.copy()
-    boosted = high_boost(channel, sigma, alpha, beta)
-    return np.rint(min_max(boosted) * 255).astype(np.uint8)
+    low, high, _, _ = cv2.minMaxLoc(channel)
+    return channel if low == high else min_max(high_boost(channel, sigma, alpha, beta))
 
 
 def _pair(size: int | list[int]) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -12,7 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from leukoscope.errors import UnknownNameError
-from leukoscope.imaging.colour import background_colour, grey, opaque, optical_density
+from leukoscope.imaging.colour import (
+    background_colour,
+    dark,
+    density_levels,
+    grey,
+    histogram,
+)
 from leukoscope.imaging.pipeline import require_rgb, transforms
 
 Method = Literal["nucleus", "otsu", "hsv"]
@@ -121,53 +128,90 @@ def nuclear_dye(image: np.ndarray, background: np.ndarray | None = None) -> np.n
     `background` (3,) as in `colour.optical_density`.
     """
     light = background_colour(image) if background is None else background
-    table = np.clip(1 - np.arange(256)[:, None] / light, 0, 1).astype(np.float32)
-    absorptance = cv2.LUT(image, table.reshape(1, 256, 3))
-    dye = np.maximum(cv2.transform(absorptance, np.array([[1, 1, -1.25]], np.float32)), 0)
-    dye[_black(image, light)] = 0
+    planes = cv2.split(image)
+    dye = _dye(planes, light)
+    dye[_black(planes, light)] = 0
     return dye
 
 
-def _black(image: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Where the image is `opaque` or may be a black area's blurred rim, whose grey looks like dye.
+def _dye(planes: Sequence[np.ndarray], light: np.ndarray) -> np.ndarray:
+    """`nuclear_dye` of three uint8 planes (H, W), opaque or not."""
+    absorptance = np.clip(1 - np.arange(256) / light[:, None], 0, 1)
+    dye = _mixed(planes, absorptance, (1, 1, -1.25))
+    return np.maximum(dye, 0, out=dye)
+
+
+def _density(planes: Sequence[np.ndarray], light: np.ndarray) -> np.ndarray:
+    """Optical density r + g - .5 b: unlike absorptance it still rises inside dark nuclei."""
+    return _mixed(planes, np.minimum(density_levels(light), 2), (1, 1, -0.5))
+
+
+def _mixed(
+    planes: Sequence[np.ndarray], tables: np.ndarray, weights: Sequence[float]
+) -> np.ndarray:
+    """The weighted sum, float32 (H, W), of three uint8 planes, each looked up in its table."""
+    # Weighted in the tables: one look-up a plane and two additions are all the work a pixel makes.
+    tables = (tables * np.array(weights)[:, None]).astype(np.float32)
+    total = cv2.LUT(planes[0], tables[0])
+    for plane, table in zip(planes[1:], tables[1:], strict=True):
+        cv2.add(total, cv2.LUT(plane, table), dst=total)
+    return total
+
+
+def _black(planes: Sequence[np.ndarray], light: np.ndarray) -> np.ndarray:
+    """Where an image is `opaque` or may be a black area's blurred rim, whose grey looks like dye.
 
     Single black pixels have no rim.
     """
-    black = opaque(image, light)
-    if black.mean() <= 0.005:
+    black = dark(planes, light)
+    if np.count_nonzero(black) <= 0.005 * black.size:
         return black
     rim = max(1, round(0.01 * max(black.shape)))
     kernel = np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)
-    return cv2.dilate(black.astype(np.uint8), kernel) > 0
+    return cv2.dilate(black.view(np.uint8), kernel) > 0
 
 
 def _nucleus(image: np.ndarray) -> np.ndarray:
-    light = background_colour(image)
-    black = _black(image, light)
+    light, planes = background_colour(image), cv2.split(image)
+    black = _black(planes, light)
     if black.any():
         # Nothing is known of what lies there; it passes for glass.
-        image = np.where(black[:, :, None], np.rint(light).astype(np.uint8), image)
-    dye = nuclear_dye(image, light)
+        for plane, level in zip(planes, np.rint(light), strict=True):
+            plane[black] = level
+    dye = _dye(planes, light)
     coarse = _smooth(dye, 0.005 * max(image.shape[:2]))
     threshold = _nuclear_threshold(coarse)
+    result = np.zeros(dye.shape, np.uint8)
     if threshold is None:
-        return np.zeros(dye.shape, np.uint8)
-    diameter = _largest_diameter((coarse > threshold).astype(np.uint8))
+        return result
+    diameter = _largest_diameter(_above(coarse, threshold))
     # The three-class threshold lies slightly inside the outline that people draw.
     threshold *= 0.97
-    fine = _smooth(dye, 0.035 * diameter)
-    density = _smooth(_density(image, light), 0.05 * diameter)
-    stained = _without_small((fine > threshold).astype(np.uint8))
-    mask = _without_cytoplasm(stained, density)
-    cytoplasm = stained - mask
+    # Farther from all nuclei than this nothing is looked at, and blurs reach less far.
+    window = _window(_above(coarse, threshold), 0.5 * diameter)
+    fine = _smooth(dye[window], 0.035 * diameter)
+    density = _smooth(_density([plane[window] for plane in planes], light), 0.05 * diameter)
+    stained = np.zeros_like(result)
+    stained[window] = _without_small(_above(fine, threshold))
+    around = _surroundings(planes, light, stained)
+    mask = _without_cytoplasm(stained[window], density, around)
+    cytoplasm = stained[window] - mask
     mask = _at_the_edge(mask, fine, threshold, diameter) & (1 - cytoplasm)
-    return _without_holes(_without_small(mask))
+    result[window] = _without_small(mask)
+    return _without_holes(result)
 
 
-def _density(image: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Optical density r + g - .5 b: unlike absorptance it still rises inside dark nuclei."""
-    density = np.minimum(optical_density(image, light), 2)
-    return cv2.transform(density, np.array([[1, 1, -0.5]], np.float32))
+def _surroundings(planes: Sequence[np.ndarray], light: np.ndarray, mask: np.ndarray) -> float:
+    """Median optical density outside the mask, of some 3,000 pixels evenly over the image."""
+    some = slice(None, None, max(1, min(mask.shape) // 56))
+    outside = mask[some, some] == 0
+    density = _density([plane[some, some] for plane in planes], light)[outside]
+    return _median(density) if density.size else 0.0
+
+
+def _above(values: np.ndarray, threshold: float) -> np.ndarray:
+    """Where values exceed the threshold: uint8 0/1."""
+    return (values > threshold).view(np.uint8)
 
 
 def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
@@ -184,13 +228,13 @@ def _nuclear_threshold(dye: np.ndarray) -> float | None:
     top = float(dye.max())
     if top < MINIMAL_CONTRAST:
         return None
-    levels = (dye * ((LEVELS - 1) / top)).astype(np.uint8)
-    _, high = three_class_otsu(levels, LEVELS)
-    upper = levels[levels > high]
-    while upper.mean() < 0.52 * upper.max():
-        high = int(cv2.threshold(upper.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)[0])
-        upper = upper[upper > high]
-    return (high + 1) / (LEVELS - 1) * top
+    counts = histogram((dye * ((LEVELS - 1) / top)).astype(np.uint8))[:LEVELS]
+    _, high = _three_classes(counts)
+    while True:
+        counts[: high + 1] = 0
+        if counts @ np.arange(LEVELS) >= 0.52 * np.flatnonzero(counts)[-1] * counts.sum():
+            return (high + 1) / (LEVELS - 1) * top
+        high = _otsu(counts)
 
 
 def three_class_otsu(levels: np.ndarray, count: int = 256) -> tuple[int, int]:
@@ -199,22 +243,37 @@ def three_class_otsu(levels: np.ndarray, count: int = 256) -> tuple[int, int]:
     Values above the first threshold and up to the second form the middle class. Maximises the
     between-class variance over all pairs of thresholds at once.
     """
-    counts = np.bincount(levels.ravel(), minlength=count).astype(np.float64)
+    return _three_classes(histogram(levels)[:count])
+
+
+def _three_classes(counts: np.ndarray) -> tuple[int, int]:
+    """`three_class_otsu` of levels that occur `counts` (n,) times."""
     weight = np.concatenate([[0.0], np.cumsum(counts)])
-    moment = np.concatenate([[0.0], np.cumsum(counts * np.arange(count))])
+    moment = np.concatenate([[0.0], np.cumsum(counts * np.arange(len(counts)))])
+    # Row i, column j: the classes end with the levels i and j.
+    ends = np.arange(1, len(counts))
+    mass = np.maximum(weight[ends] - weight[ends, None], 1e-9)
+    scores = (moment[ends] - moment[ends, None]) ** 2 / mass
+    scores += (moment[ends] ** 2 / np.maximum(weight[ends], 1e-9))[:, None]
+    scores += (moment[-1] - moment[ends]) ** 2 / np.maximum(weight[-1] - weight[ends], 1e-9)
+    scores += _in_order(len(ends))
+    first, second = divmod(int(np.argmax(scores)), len(ends))
+    return first, second
 
-    def between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        mass = weight[high] - weight[low]
-        return (moment[high] - moment[low]) ** 2 / np.maximum(mass, 1e-9)
 
-    first, second = np.triu_indices(count - 1, 1)
-    scores = (
-        between(np.zeros_like(first), first + 1)
-        + between(first + 1, second + 1)
-        + between(second + 1, np.full_like(second, count))
-    )
-    best = int(np.argmax(scores))
-    return int(first[best]), int(second[best])
+@functools.cache
+def _in_order(count: int) -> np.ndarray:
+    """0 where the column's number exceeds the row's, elsewhere minus infinity: (count, count)."""
+    numbers = np.arange(count)
+    return np.where(numbers > numbers[:, None], 0.0, -np.inf)
+
+
+def _otsu(counts: np.ndarray) -> int:
+    """Otsu's threshold of levels that occur `counts` (n,) times; the lower class ends with it."""
+    weight, moment = np.cumsum(counts), np.cumsum(counts * np.arange(len(counts)))
+    above = np.maximum(weight[-1] - weight, 1e-9)
+    between = moment**2 / np.maximum(weight, 1e-9) + (moment[-1] - moment) ** 2 / above
+    return int(np.argmax(between))
 
 
 @dataclass(frozen=True)
@@ -241,48 +300,60 @@ def equivalent_diameter(area: float) -> float:
 
 
 def _largest_diameter(mask: np.ndarray) -> float:
-    found = nucleus_components(mask)
-    return equivalent_diameter(found[0].area) if found else 0.0
+    areas = _components(mask)[1][1:, cv2.CC_STAT_AREA]
+    return equivalent_diameter(int(areas.max())) if len(areas) else 0.0
+
+
+def _components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, uint16 (H, W), and OpenCV's statistics, (n, 5), of the components of a mask.
+
+    The masks here come from smoothed images of at most WORKING_SIDE, which hold nowhere near the
+    65,535 components that uint16 can number; int32 takes three times as long.
+    """
+    found = cv2.connectedComponentsWithStats(mask, connectivity=connectivity, ltype=cv2.CV_16U)
+    return found[1], found[2]
 
 
 def _without_small(mask: np.ndarray) -> np.ndarray:
     """Drop what is small beside the largest component, except lobes close to a large one."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    if count < 2:
+    labels, stats = _components(mask)
+    if len(stats) < 2:
         return mask
     areas = stats[:, cv2.CC_STAT_AREA].astype(float)
     areas[0] = 0
-    large = areas >= 0.15 * areas.max()
-    if large[1:].all():
+    kept = areas >= 0.15 * areas.max()
+    if kept[1:].all():
         return mask
-    away = cv2.distanceTransform(1 - large[labels].astype(np.uint8), cv2.DIST_L2, 3)
-    close = labels[away <= 0.15 * equivalent_diameter(areas.max())]
-    lobe = (np.bincount(close, minlength=count) > 0) & (areas >= 0.05 * areas.max())
-    return (large | lobe)[labels].astype(np.uint8)
+    lobes = np.flatnonzero((areas >= 0.05 * areas.max()) & ~kept)
+    if lobes.size:
+        away = cv2.distanceTransform(1 - kept.view(np.uint8)[labels], cv2.DIST_L2, 3)
+        reach = 0.15 * equivalent_diameter(areas.max())
+        for lobe, (x, y, width, height, _) in zip(lobes, stats[lobes], strict=True):
+            window = slice(y, y + height), slice(x, x + width)
+            kept[lobe] = away[window][labels[window] == lobe].min() <= reach
+    return kept.view(np.uint8)[labels]
 
 
-def _without_cytoplasm(mask: np.ndarray, density: np.ndarray) -> np.ndarray:
+def _without_cytoplasm(mask: np.ndarray, density: np.ndarray, around: float) -> np.ndarray:
     """Keep the denser of two classes in each component that clearly holds two.
 
     Two numbers tell a nucleus with dark cytoplasm from a nucleus with texture: the contrast of
-    the classes relative to that of the denser one against the surroundings, and the share of the
-    variance between them (Otsu's separability). The product is .13 in a typical nucleus and .20
-    in the most textured; .25 and more means two things.
+    the classes relative to that of the denser one against the density `around`, and the share of
+    the variance between them (Otsu's separability). The product is .13 in a typical nucleus and
+    .20 in the most textured; .25 and more means two things.
     """
-    outside = density[mask == 0]
-    if outside.size == 0:
-        return mask
-    around, result = float(np.median(outside)), mask.copy()
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    result = mask.copy()
+    labels, stats = _components(mask)
     for label, (x, y, width, height, area) in enumerate(stats[1:], start=1):
         window = slice(y, y + height), slice(x, x + width)
-        inside = labels[window] == label
+        inside = (labels[window] == label).view(np.uint8)
         # The rim is a mixture with the surroundings, no class of its own.
-        depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)
-        core = depth[1:-1, 1:-1] > 0.04 * equivalent_diameter(area) + 1
+        framed = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+        depth = cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
+        core = depth > 0.04 * equivalent_diameter(area) + 1
         threshold = _two_classes(density[window][core], around)
         if threshold is not None:
-            result[window][inside & (density[window] <= threshold)] = 0
+            result[window] &= 1 - (inside & _above(-density[window], -threshold))
     return result
 
 
@@ -300,25 +371,41 @@ def _at_the_edge(
     around = dye[(away > 0.08 * diameter) & (away <= 0.3 * diameter)]
     if inside.size == 0 or around.size == 0:
         return mask
-    middle = (float(np.median(inside)) + float(np.median(around))) / 2
+    middle = (_median(inside) + _median(around)) / 2
     moved = 0.7 * threshold + 0.3 * middle
-    return ((dye > moved) & (away <= 0.1 * diameter)).astype(np.uint8)
+    return ((dye > moved) & (away <= 0.1 * diameter)).view(np.uint8)
+
+
+def _window(mask: np.ndarray, margin: float) -> tuple[slice, slice]:
+    """Rows and columns of the box around a mask, `margin` pixels and one more on each side."""
+    x, y, width, height = cv2.boundingRect(mask)
+    more = math.ceil(margin) + 1
+    rows = slice(max(0, y - more), y + height + more)
+    return rows, slice(max(0, x - more), x + width + more)
+
+
+def _median(values: np.ndarray) -> float:
+    """The (upper) median of float values (n,), quicker to find than the mean of the middle two."""
+    middle = values.size // 2
+    return float(np.partition(values, middle)[middle])
 
 
 def _two_classes(values: np.ndarray, around: float) -> float | None:
     """Otsu's threshold of the values where they are two classes, None where they are one."""
-    if values.size < 20 or values.max() - values.min() < 1e-6:
+    if values.size < 20:
         return None
     low, span = float(values.min()), float(np.ptp(values))
+    if span < 1e-6:
+        return None
     levels = ((values - low) * (255 / span)).astype(np.uint8)
-    cut, _ = cv2.threshold(levels.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)
+    cut = _otsu(histogram(levels))
     upper = levels > cut
-    share = float(upper.mean())
+    share = np.count_nonzero(upper) / upper.size
     # A small dense part is a lobe over another, not a nucleus in its cytoplasm.
     if share < 0.5 or share == 1:
         return None
-    dense = float(values[upper].mean())
-    pale = float(values[~upper].mean())
+    dense, mean = float(values[upper].mean()), float(values.mean())
+    pale = (mean - share * dense) / (1 - share)
     contrast = (dense - pale) / max(dense - around, 1e-6)
     separability = share * (1 - share) * (dense - pale) ** 2 / float(values.var())
     return low + (cut + 1) / 255 * span if contrast * separability > 0.25 else None
@@ -326,10 +413,16 @@ def _two_classes(values: np.ndarray, around: float) -> float | None:
 
 def _without_holes(mask: np.ndarray) -> np.ndarray:
     """Fill holes smaller than 6 % of the mask; larger ones are cytoplasm in a ring."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - mask, connectivity=4)
-    small = stats[:, cv2.CC_STAT_AREA] < 0.06 * int(mask.sum())
+    height, width = mask.shape
+    x, y, across, down = cv2.boundingRect(mask)
+    _, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    inner = tree is not None and (tree[0, :, 3] >= 0).any()
+    if not inner and x > 0 and y > 0 and x + across < width and y + down < height:
+        return mask  # Neither a hole nor a corner cut off: mostly so, and quick to see.
+    labels, stats = _components(1 - mask, connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] < 0.06 * cv2.countNonZero(mask)
     small[0] = False
-    return mask | small[labels].astype(np.uint8)
+    return mask | small.view(np.uint8)[labels]
 
 
 @transforms.register("otsu_mask")
