@@ -26,9 +26,7 @@ def people(request: Request, user: Administrator, database: Data) -> Response:
 def _people(request: Request, user: User, database: Database, link: str = "") -> Response:
     with database.read() as session:
         found = accounts.users(session)
-    return page(
-        request, "people.html", user, people=found, roles=ROLES, link=link, now=now()
-    )
+    return page(request, "people.html", user, people=found, roles=ROLES, link=link, now=now())
 
 
 @router.post("/invite")

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from leukoscope.review import access, audit
+from leukoscope.review import access, audit, quality
 from leukoscope.review.access import current_user
 from leukoscope.review.database import Database
+from leukoscope.review.pages.charts import charts
 from leukoscope.review.pages.render import page
 from leukoscope.review.schema import Case, Entry, Model, User
 
@@ -27,15 +28,13 @@ def log(request: Request, user: Viewer, database: Data, before: int | None = Non
         lines = audit.entries(session, None, before, PAGE + 1)
         names = _pseudonyms(session, lines)
     template = "log_rows.html" if "hx-request" in request.headers else "audit.html"
-    return page(
-        request, template, user, lines=lines[:PAGE], more=len(lines) > PAGE, names=names
-    )
+    return page(request, template, user, lines=lines[:PAGE], more=len(lines) > PAGE, names=names)
 
 
 def _pseudonyms(session: Session, lines: list[Entry]) -> dict[str, str]:
     ids = {line.case_id for line in lines if line.case_id}
     rows = session.execute(select(Case.id, Case.pseudonym).where(Case.id.in_(ids)))
-    return {case_id: name for case_id, name in rows}
+    return {row.id: row.pseudonym for row in rows}
 
 
 @router.post("/audit/verify")
@@ -54,6 +53,29 @@ def about(request: Request, user: Viewer, database: Data) -> Response:
     with database.read() as session:
         models = list(session.scalars(select(Model).order_by(Model.id.desc())))
     served = next(m for m in models if m.id == request.app.state.model_id)
-    return page(request, "about.html", user, models=models, model=served)
+    said = served.contract["validation"]
+    figures = (
+        [
+            ("Images", f"{said['n']}"),
+            ("Confidence", f"{100 * said['mean_confidence']:.0f} % on average"),
+        ]
+        if "mean_confidence" in said
+        else []
+    )
+    return page(request, "about.html", user, models=models, model=served, figures=figures)
 
 
+@router.get("/quality")
+def over_time(
+    request: Request, user: Viewer, database: Data, unit: quality.Unit = "week"
+) -> Response:
+    """Volumes, agreement and drift of the model that is served."""
+    state = request.app.state
+    with database.read() as session:
+        periods = quality.history(session, state.model_id, unit=unit)
+        model = session.get_one(Model, state.model_id)
+    return page(
+        request, "quality.html", user, model=model, unit=unit, periods=periods,
+        charts=charts(periods), rule=quality.RULE,
+        alarms=[(p.start, sentence) for p in reversed(periods) for sentence in p.alarms],
+    )  # fmt: skip

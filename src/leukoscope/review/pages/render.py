@@ -45,13 +45,17 @@ def page(
 ) -> Response:
     """A template as an answer. `problem` is shown above the form that it belongs to."""
     state = request.app.state
-    html = _environment().get_template(template).render(
-        user=user,
-        path=request.url.path,
-        csrf=access.csrf_token(request),
-        synthetic=state.reader.contract.origin.synthetic,
-        problem=problem,
-        **context,
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            user=user,
+            path=request.url.path,
+            csrf=access.csrf_token(request),
+            synthetic=state.reader.contract.origin.synthetic,
+            problem=problem,
+            **context,
+        )
     )
     return HTMLResponse(html, status)
 

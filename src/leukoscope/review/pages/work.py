@@ -14,7 +14,7 @@ from leukoscope.review.access import current_user, needs
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
 from leukoscope.review.pages.render import keys_of, page, seen
-from leukoscope.review.schema import Case, Upload, User
+from leukoscope.review.schema import Case, Cell, Upload, User
 
 router = APIRouter(prefix="/cases")
 Data = Annotated[Database, Depends(access.database)]
@@ -122,8 +122,7 @@ def _progress(session: Session, case_id: str) -> dict[str, Any]:
 
 
 def _cells(session: Session, case_id: str) -> int:
-    cell = cases.Cell
-    return session.scalar(select(func.count()).where(cell.case_id == case_id)) or 0
+    return session.scalar(select(func.count()).where(Cell.case_id == case_id)) or 0
 
 
 @router.post("/{case_id}/edit")

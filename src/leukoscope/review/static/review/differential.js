@@ -1,0 +1,56 @@
+// The live differential: model and reviewer side by side, with intervals, and their agreement.
+import { get, make, percent } from "../api.js";
+import { FILTERS, named, state } from "./state.js";
+
+const body = document.getElementById("counts");
+const agreement = document.getElementById("agreement");
+let asked = 0;
+let timer = 0;
+
+const range = (share) => (share.low === null ? "" : `${Math.round(100 * share.low)}–${Math.round(100 * share.high)}`);
+
+function bars(model, reviewer) {
+  const svg = make("svg", { viewBox: "0 0 100 24", preserveAspectRatio: "none", "aria-hidden": "true" });
+  for (const [share, reader, y] of [[model, "model", 3], [reviewer, "reviewer", 13]]) {
+    if (!share || share.share === null) continue;
+    svg.append(make("rect", { class: `bar-${reader}`, x: 0, y, height: 8, width: 100 * share.share }));
+    svg.append(make("line", { class: "whisker", x1: 100 * share.low, x2: 100 * share.high, y1: y + 4, y2: y + 4, "vector-effect": "non-scaling-stroke" }));
+  }
+  return svg;
+}
+
+function share(found) {
+  if (!found) return make("td", { class: "num" }, "0");
+  if (found.share === null) return make("td", { class: "num" }, `${found.count}`);
+  return make("td", { class: "num", title: `${found.count} cells` }, percent(found.share, 1), make("br"), make("small", {}, range(found)));
+}
+
+function draw({ model, reviewer, agreement: a }) {
+  const said = new Map(model.map((one) => [one.name, one]));
+  body.replaceChildren(...reviewer.map((one) => {
+    const other = said.get(one.name);
+    const row = make("tr", {}, make("th", { scope: "row" }, named(one.name)), share(other), share(one));
+    row.append(one.share === null ? make("td", { class: "quiet small" }, "beside the count") : make("td", {}, bars(other, one)));
+    return row;
+  }));
+  const cells = [...state.cells.values()];
+  const flagged = cells.filter((cell) => cell.flag !== "");
+  const left = flagged.filter(FILTERS.look).length;
+  const seen = cells.filter((cell) => cell.label !== null).length;
+  agreement.replaceChildren(
+    make("p", {}, a.n ? `Model and reviewer agree on ${a.agreed} of ${a.n} cells: ${percent(a.share, 1)} (${range(a)} %)` + (a.kappa === null ? "." : `, kappa ${a.kappa.toFixed(2)}.`) : "There are no cells yet."),
+    make("p", { class: "quiet small" }, `${seen} of ${cells.length} cells looked at; the others count as the model read them.`),
+    make("label", { for: "flagged", class: "small" }, left ? `Flagged cells: ${flagged.length - left} of ${flagged.length} looked at` : flagged.length ? `All ${flagged.length} flagged cells were looked at` : "No cell is flagged"),
+    make("progress", { id: "flagged", max: Math.max(1, flagged.length), value: flagged.length ? flagged.length - left : 1 }),
+  );
+}
+
+/** Fetch and draw it soon; many changes in a row ask once. */
+export function count() {
+  clearTimeout(timer);
+  timer = setTimeout(async () => {
+    const turn = ++asked;
+    const found = await get(`cases/${state.caseId}/differential`).catch(() => null);
+    if (found && turn === asked) draw(found);
+  }, 120);
+}
