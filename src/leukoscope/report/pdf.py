@@ -174,11 +174,12 @@ def _story(page: Page, notes: dict[str, int]) -> list[Flowable]:
     ]
     for number, section in enumerate(page.sections, 1):
         heading = _Heading(f"{number}  {section.title}", section.name)
+        below = [flowable for block in section.blocks for flowable in _block(block, notes)]
+        # A page break between the two would leave the heading behind.
+        below = below[1:] if below and isinstance(below[0], CondPageBreak) else below
         pictures = [isinstance(block, pages.Plot | pages.Pictures) for block in section.blocks]
-        heading.keepWithNext = any(pictures[:1])
-        found += [CondPageBreak(50 * mm), heading]
-        for block in section.blocks:
-            found += _block(block, notes)
+        heading.keepWithNext = any(pictures[:1]) or bool(below and below[0].getKeepWithNext())
+        found += [CondPageBreak(50 * mm), heading, *below]
     if notes:
         found.append(_Heading("Undefined values", "notes"))
         found += [Paragraph(_markup(f"{n}. {reason}"), BODY) for reason, n in notes.items()]
