@@ -324,7 +324,7 @@ def demo(out: Path, *, say: Callable[[str], None] = lambda _: None) -> dict[str,
     predict(bundle, [out / "smear" / "images"], out / "predictions.csv")
     say("8/8 Explaining some of them")
     pictures = sorted((out / "smear" / "images").glob("*/*"))[:: 500 // 12]
-    explain(bundle, pictures, run / "explain")
+    explain(run, pictures, run / "explain", sanity=True, tsne=True, neighbours=3)
     from leukoscope.report.run import write
 
     report = write(run)
