@@ -15,8 +15,9 @@ need and the time grows with n log n:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,10 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from threadpoolctl import threadpool_limits
 
 from leukoscope.data.signature import SIDE
+from leukoscope.parallel import ahead
 
 if TYPE_CHECKING:
     from leukoscope.data.index import CellIndex
@@ -40,7 +43,8 @@ MOST_ASKED, MOST_COMPARED = 32, 6  # candidates a picture that reach steps 2 and
 CANDIDATE, ORIENTED, DETAIL = 0.955, 0.9, 0.87  # least correlations that pass the three steps
 SHIFT = 4  # thumbnail pixels
 FLAT = 2.0  # standard deviation in grey levels below which there is no picture to compare
-_ROWS = 2048  # of one matrix product, so that it stays near the processor
+_ROWS = 2048  # pictures that are worked on at once
+_PRODUCT = 512  # rows of one matrix product, so that it stays near the processor
 _STEPS = 100_000  # similarity in whole numbers; 1e-5 is far below what parts two pictures
 
 
@@ -105,12 +109,22 @@ def similar(thumbnails: np.ndarray) -> np.ndarray:
     if textured.size < 2:
         return np.empty((0, 2), int)
     thumbnails = thumbnails[textured]
-    views = np.concatenate([_views(part) for part in _chunks(thumbnails, 2048)])
-    descriptors = np.concatenate([_descriptors(part) for part in _chunks(views, 2048)])
-    asked = _candidates(descriptors, np.random.default_rng(0))
+    views = _in_parts(_views, thumbnails)
+    asked = _candidates(_in_parts(_descriptors, views), np.random.default_rng(0))
     oriented = _orientations(views, asked)
     pairs = list(_same_detail(thumbnails, oriented))
     return textured[np.array(pairs, int).reshape(-1, 2)]
+
+
+def _in_parts(function: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
+    """`function` over parts of an array's rows, at no time with two copies of the result."""
+    parts = map(function, _chunks(array, _ROWS))
+    first = next(parts)
+    whole = np.empty((len(array), *first.shape[1:]), first.dtype)
+    whole[: len(first)] = first
+    for number, part in enumerate(parts, start=1):
+        whole[number * _ROWS : number * _ROWS + len(part)] = part
+    return whole
 
 
 def _chunks(array: np.ndarray, length: int) -> Iterator[np.ndarray]:
@@ -197,29 +211,38 @@ def _candidates(descriptors: np.ndarray, rng: np.random.Generator) -> np.ndarray
     n, views, _ = descriptors.shape
     flat = descriptors.reshape(n * views, -1)
     best = np.empty((0, 3), np.int64)
-    for _ in range(TREES):
-        found = [
-            _alike(flat, views, members, part)
-            for members, rows in _leaves(flat, views, rng)
-            for part in _chunks(rows, _ROWS)
-        ]
-        best = _best(np.concatenate([best, *found]), n)
-    best[:, 2] %= views
-    return best
+    # A core takes a leaf; products this small gain nothing from sharing them.
+    with threadpool_limits(limits=1, user_api="blas"):
+        for _ in range(TREES):
+            alike = ahead(partial(_alike, flat, views), _leaves(flat, views, rng), depth=4)
+            best = _best(np.concatenate([best, *alike]), n)
+    one, other, _ = best.T
+    view = np.empty(len(best), np.int64)
+    for start in range(0, len(best), _ROWS):
+        part = slice(start, start + _ROWS)
+        whole = descriptors[other[part], 0, :, None]
+        view[part] = (descriptors[one[part]] @ whole)[..., 0].argmax(axis=1)
+    return np.stack([one, other, view], axis=1)
 
 
 def _best(found: np.ndarray, n: int) -> np.ndarray:
     """The highest code of each pair, and of these the MOST_ASKED highest of each picture."""
     # Pair and code in one integer: sorting those is many times faster than sorting rows.
-    base = int(found[:, 2].max(initial=0)) + 1
+    base = _STEPS + 2
     packed = np.sort((found[:, 0] * n + found[:, 1]) * base + found[:, 2])
     pair, code = np.divmod(packed, base)
     last = np.diff(pair, append=-1) != 0
     one, other = np.divmod(pair[last], n)
     found = np.stack([one, other, code[last]], axis=1)
-    found = found[np.argsort(one * base - found[:, 2], kind="stable")]
-    rank = np.arange(len(found)) - np.searchsorted(found[:, 0], found[:, 0])
-    return found[rank < MOST_ASKED]
+    return found[_leading(one, -code[last], MOST_ASKED)]
+
+
+def _leading(group: np.ndarray, order: np.ndarray, most: int) -> np.ndarray:
+    """The places of the first `most` of every group, by `order`, groups in ascending order."""
+    places = np.lexsort((order, group))
+    sorted_groups = group[places]
+    rank = np.arange(len(group)) - np.searchsorted(sorted_groups, sorted_groups)
+    return places[rank < most]
 
 
 def _leaves(
@@ -249,25 +272,23 @@ def _leaves(
         ]
 
 
-def _alike(flat: np.ndarray, views: int, members: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows (one, other, code) of a leaf's most similar pairs; the code is their similarity in
-    _STEPS, times `views`, plus the view: one comparison then ranks both."""
-    codes = (flat[rows] @ (flat[members].T * np.float32(_STEPS))).astype(np.int32)
-    codes *= views
-    codes += (rows % views).astype(np.int32)[:, None]
-    one, start = np.unique(rows // views, return_index=True)  # `rows` is in ascending order
-    codes = np.maximum.reduceat(codes, start, axis=0)
-    other = members // views  # ascending too
-    itself = np.minimum(np.searchsorted(other, one), len(other) - 1)
-    present = other[itself] == one
-    codes[present, itself[present]] = 0
-    every, found = np.arange(len(one)), []
-    for _ in range(MOST_A_LEAF):  # a few passes for the maximum are quicker than a partition
-        column = codes.argmax(axis=1)
-        found.append(np.stack([one, other[column], codes[every, column]], axis=1))
-        codes[every, column] = 0
-    best = np.concatenate(found)
-    return best[best[:, 2] >= CANDIDATE * _STEPS * views]
+def _alike(flat: np.ndarray, views: int, leaf: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Rows (one, other, similarity in _STEPS) of a leaf's most similar pairs, MOST_A_LEAF of a
+    picture; the similarity is the highest over the views that are in the leaf."""
+    members, rows = leaf
+    against, other, found = flat[members].T, members // views, []
+    for part in _chunks(rows, _PRODUCT):  # in ascending order, as `members` are
+        similar = flat[part] @ against
+        one, start = np.unique(part // views, return_index=True)
+        similar = np.maximum.reduceat(similar, start, axis=0)
+        # Nearly all pictures are unlike: what is left to rank are a few.
+        row, column = np.nonzero(similar >= CANDIDATE)
+        codes = (similar[row, column] * _STEPS).astype(np.int64)
+        apart = one[row] != other[column]
+        row, column, codes = row[apart], column[apart], codes[apart]
+        kept = _leading(row, -codes, MOST_A_LEAF)
+        found.append(np.stack([one[row[kept]], other[column[kept]], codes[kept]], axis=1))
+    return np.concatenate(found)
 
 
 def _orientations(views: np.ndarray, asked: np.ndarray) -> pd.DataFrame:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from leukoscope.imaging.colour import histogram, percentiles
+
 SIDE = 48
 """Side of the stored grey thumbnail in pixels: 2.3 kB an image."""
 
@@ -45,7 +47,7 @@ def phash(image: np.ndarray) -> str:
     DCT, and the smallest is taken. Flat images hash to zeros.
     """
     # In floating point: OpenCV's integer resampling is not the same from left and from right.
-    small = _shrink(cv2.blur(_grey(image).astype(np.float32), (7, 7)), _HASH_INPUT)
+    small = _shrink(cv2.boxFilter(_grey(image), cv2.CV_32F, (7, 7)), _HASH_INPUT)
     block = cv2.dct(small)[1 : 1 + _HASH_SIDE, 1 : 1 + _HASH_SIDE]
     # Rounding noise must not decide a bit, or equal pictures in two orientations would differ.
     block = np.where(np.abs(block) < 0.5, 0, block)
@@ -56,8 +58,9 @@ def phash(image: np.ndarray) -> str:
         for down in (1, odd[:, None])
         for across in (1, odd[None, :])
     ]
-    bits = [np.packbits(view > np.median(view)).tobytes() for view in orientations]
-    return min(bits).hex()
+    views = np.stack(orientations).reshape(len(orientations), -1)
+    bits = np.packbits(views > np.median(views, axis=1, keepdims=True), axis=1)
+    return min(row.tobytes() for row in bits).hex()
 
 
 def colour_moments(image: np.ndarray) -> np.ndarray:
@@ -70,7 +73,8 @@ def colour_moments(image: np.ndarray) -> np.ndarray:
     levels = np.arange(256, dtype=np.float64)
     moments = []
     for channel in range(3):
-        share = np.bincount(image[..., channel].ravel(), minlength=256) / image[..., 0].size
+        counts = histogram(image, channel)
+        share = counts / counts.sum()
         mean = share @ levels
         moments += [
             mean,
@@ -87,8 +91,8 @@ def _grey(image: np.ndarray) -> np.ndarray:
 def _without_dark_frame(grey: np.ndarray) -> np.ndarray:
     """The box around what is brighter than a uniform border; all of it where there is none."""
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    low, frame, high = np.percentile(border, [2, 50, 98])
-    top = np.percentile(grey[::4, ::4], 99.5)
+    low, frame, high = percentiles(histogram(border), [2, 50, 98])
+    (top,) = percentiles(histogram(np.ascontiguousarray(grey[::4, ::4])), [99.5])
     if high - low > _FRAME_NOISE or top - frame < 4 * _FRAME_NOISE:
         return grey
     content = grey > frame + (top - frame) / 4
