@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -42,16 +43,29 @@ def _declare_operators() -> None:
         _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-def onnx_session(graph: bytes, threads: int = 0) -> Any:
-    """An ONNX Runtime session on the CPU whose threads (0: one a core) don't spin between calls,
-    which would starve those that decode."""
+def onnx_session(
+    graph: bytes,
+    threads: int = 0,
+    *,
+    one_image: bool = False,
+    providers: Sequence[str] = (),
+) -> Any:
+    """An ONNX Runtime session whose threads (0: one a core) don't spin between calls, which would
+    starve those that decode.
+
+    `one_image`: the graph's dimension `n` is 1 in every call, so that shapes computed from it fold
+    to constants and paddings into convolutions. `providers` come before the CPU.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    if one_image:
+        options.add_free_dimension_override_by_name("n", 1)
+    asked = [*providers, "CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(graph, options, providers=asked)
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -12,7 +12,9 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
-WORKERS = max(2, os.cpu_count() or 2)
+# Of a container or a batch system it is the cores lent that count.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = max(2, CORES)
 
 
 def ahead(

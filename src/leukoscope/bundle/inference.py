@@ -1,26 +1,29 @@
-"""Inference by ONNX Runtime: images in, logits, features and heat maps out. No torch."""
+"""Inference: images in, logits, features and heat maps out. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from leukoscope.bundle import contract as contracts
 from leukoscope.bundle.contract import Contract
-from leukoscope.compat import onnx_session
+from leukoscope.bundle.engines import choose, open_engine
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.evaluate.calibration import prediction_sets, softmax
 from leukoscope.evaluate.novelty import score
 from leukoscope.imaging.colour import normalise
-from leukoscope.imaging.pipeline import apply
+from leukoscope.imaging.pipeline import check, require_rgb, transforms
 from leukoscope.imaging.read import read_image
-from leukoscope.parallel import ahead
+from leukoscope.parallel import WORKERS, ahead
 
-BATCH = 16
+BATCH = 32  # answers made of logits and features at a time
+
+Seen = tuple[np.ndarray, np.ndarray] | UnreadableError
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,19 @@ class Answers:
 class Reader:
     """A bundle, loaded and verified: reads images as its contract says."""
 
-    def __init__(self, contract: Contract, graph: bytes, *, threads: int = 0) -> None:
+    def __init__(
+        self, contract: Contract, graph: bytes, *, engine: str = "onnxruntime", images: int = 0
+    ) -> None:
+        """`engine` as in engines.NAMES; `auto` looks at how many `images` are to come."""
         self.contract = contract
+        check(contract.preprocessing)
         try:
-            self.session = onnx_session(graph, threads)
+            if engine == "auto":
+                size, precision = contract.input.size, contract.model.precision
+                engine = choose(graph, size, precision, images)
+            self.engine = open_engine(graph, engine)
+        except InputError:
+            raise
         except Exception as problem:  # noqa: BLE001 - its errors share no class of their own
             raise InputError(
                 f"The graph can't be loaded: {str(problem).splitlines()[0][:200]}",
@@ -54,14 +66,15 @@ class Reader:
         self._rehearse()
 
     @classmethod
-    def load(cls, folder: Path) -> Reader:
+    def load(cls, folder: Path, *, engine: str = "onnxruntime", images: int = 0) -> Reader:
         """A bundle from its folder; InputError where it is incomplete, damaged or tampered with."""
         contract = contracts.read(folder)
         # Its bytes, since ONNX Runtime takes no path that isn't UTF-8.
-        return cls(contract, contracts.verify_graph(folder, contract).read_bytes())
+        graph = contracts.verify_graph(folder, contract).read_bytes()
+        return cls(contract, graph, engine=engine, images=images)
 
     def _check_outputs(self) -> None:
-        found = tuple(output.name for output in self.session.get_outputs())
+        found = self.engine.outputs
         wanted = self.contract.model.outputs
         if found != wanted:
             raise InputError(
@@ -88,7 +101,11 @@ class Reader:
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) to float32 (3, h, w): preprocessing chain, then mean and std."""
-        pixels = apply(image, self.contract.preprocessing)
+        require_rgb(image)
+        pixels = image
+        for step in self.contract.preprocessing:  # checked when the bundle was loaded
+            settings = {key: value for key, value in step.items() if key != "step"}
+            pixels = transforms[step["step"]](pixels, **settings)
         if pixels.shape[:2] != tuple(self.contract.input.size):
             raise InputError(
                 f"The preprocessing chain gives {pixels.shape[0]}x{pixels.shape[1]}, the model "
@@ -98,9 +115,19 @@ class Reader:
             )
         return normalise(pixels, self.contract.input.mean, self.contract.input.std)
 
+    @cached_property
+    def enough(self) -> tuple[int, int] | None:
+        """(height, width) that a JPEG may be decoded at instead of its own size; None where the
+        chain begins with anything but a resize to a fixed size."""
+        chain = self.contract.preprocessing
+        if not chain or chain[0]["step"] != "resize":
+            return None
+        size = chain[0].get("size", 224)
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
     def run(self, images: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """Chosen outputs of the graph for (n, 3, h, w) prepared images."""
-        return self.session.run(list(outputs), {"images": images})
+        return self.engine.run(images, outputs)
 
     def calibrated(self, logits: np.ndarray) -> np.ndarray:
         """(n, k) probabilities of (n, k) logits."""
@@ -112,35 +139,50 @@ class Reader:
         return answers(logits, features, self.contract)
 
     def read(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Answers | UnreadableError]]:
-        """Read files, many at a time with bounded memory, in order; a bad file is its own answer.
+        """Read files with bounded memory, in order; a bad file is its own answer.
 
-        Decoding runs ahead in threads while the model works on the batch before.
+        Every thread takes an image the whole way from the file to the features, so that all cores
+        are busy whatever decoding and model cost, and pixels never wait for anything.
         """
-        batch: list[tuple[Path, Any]] = []
-        for item in ahead(self._load, paths, 2 * BATCH):
-            batch.append(item)
-            if len(batch) == BATCH:
-                yield from self._flush(batch)
-                batch = []
-        yield from self._flush(batch)
+        source = iter(paths)
+        groups = iter(lambda: list(islice(source, self.engine.batch)), [])
+        held: list[tuple[Path, Seen]] = []
+        for group in ahead(self._see, groups, 4 * WORKERS):
+            held += group
+            if len(held) >= BATCH:
+                yield from self._answered(held)
+                held = []
+        yield from self._answered(held)
 
-    def _load(self, path: Path) -> tuple[Path, np.ndarray | UnreadableError]:
+    def _see(self, paths: list[Path]) -> list[tuple[Path, Seen]]:
+        """Each file's logits (k,) and features (d,), or why there are none."""
+        loaded = [self._load(path) for path in paths]
+        good = [image for image in loaded if isinstance(image, np.ndarray)]
+        said = self.run(np.stack(good), ("logits", "features")) if good else [(), ()]
+        rows = zip(*said, strict=True)
+        return [
+            (path, next(rows) if isinstance(image, np.ndarray) else image)
+            for path, image in zip(paths, loaded, strict=True)
+        ]
+
+    def _load(self, path: Path) -> np.ndarray | UnreadableError:
         try:
-            return path, self.prepare(read_image(path))
+            return self.prepare(read_image(path, at_least=self.enough))
         except UnreadableError as problem:
-            return path, problem
+            return problem
 
-    def _flush(
-        self, batch: list[tuple[Path, Any]]
+    def _answered(
+        self, held: list[tuple[Path, Seen]]
     ) -> Iterator[tuple[Path, Answers | UnreadableError]]:
-        good = [value for _, value in batch if isinstance(value, np.ndarray)]
-        said = self.answer(np.stack(good)) if good else None
+        good = [seen for _, seen in held if isinstance(seen, tuple)]
+        if good:
+            logits, features = (np.stack(part) for part in zip(*good, strict=True))
+            said = answers(logits, features, self.contract)
         place = 0
-        for path, value in batch:
-            if isinstance(value, UnreadableError):
-                yield path, value
+        for path, seen in held:
+            if isinstance(seen, UnreadableError):
+                yield path, seen
                 continue
-            assert said is not None
             row = slice(place, place + 1)
             yield path, Answers(said.probs[row], said.sets[row], said.novelty[row],
                                 said.features[row])  # fmt: skip
