@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
+from bundle import small_bundle  # noqa: F401  (fixture)
 from postgres import Postgres, postgres_server, postgres_url  # noqa: F401  (fixtures)
+from serving import served  # noqa: F401  (fixture)
 from store import Lab, furnished
 
 from leukoscope.review import accounts

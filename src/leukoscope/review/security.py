@@ -138,7 +138,9 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in self.headers.items():
                     headers.setdefault(name, value)
-                headers.setdefault("cache-control", "no-store")
+                # Scripts and styles may be kept, if asked for changes; what is said of cells not.
+                static = scope["path"].startswith("/static/")
+                headers.setdefault("cache-control", "no-cache" if static else "no-store")
             await send(message)
 
         headers = Headers(scope=scope)
