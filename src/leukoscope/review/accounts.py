@@ -50,7 +50,7 @@ def allowed(user: User, role: str) -> bool:
 
 def acting(session: Session, by: User, role: str) -> User:
     """The account as it stands now; Forbidden where it may not do what `role` may."""
-    present = session.get(User, by.id, populate_existing=True)
+    present = session.get(User, by.id)
     if present is None or not allowed(present, role):
         raise Forbidden(
             f"This needs the role {role}; {by.name} "

@@ -190,7 +190,7 @@ def edit(session: Session, by: User, case_id: str, **changed: str) -> Case:
 def find(session: Session, case_id: str) -> Case:
     """The case; NotFound otherwise."""
     known = case_id.isalnum() and case_id.isascii()  # PostgreSQL refuses odd characters
-    found = session.get(Case, case_id, populate_existing=True) if known else None
+    found = session.get(Case, case_id) if known else None
     if found is None:
         raise NotFound("There is no such case", fix="Look into the list of cases.", field="case")
     return found

@@ -11,13 +11,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.review import audit, cases, differential
 from leukoscope.review.accounts import acting, check_password
 from leukoscope.review.problems import Conflict, NotFound, text
-from leukoscope.review.schema import Case, Change, Job, Model, Signature, Upload, User, now
+from leukoscope.review.schema import Case, Cell, Change, Job, Model, Signature, Upload, User, now
 
 FORMAT = 1
 
@@ -99,7 +99,7 @@ def content(session: Session, case: Case) -> dict[str, Any]:
     """All that a report needs: of a signed case what was signed, of an open one what it says now.
 
     {format, case, model, signed (None while open), cells, differential: {model, reviewer},
-    agreement}; plain JSON.
+    agreement}; plain JSON. Cells that nobody changed count as agreed: who signs accepts them.
     """
     if case.state == "signed":
         return signature(session, case.id, case.version).content
@@ -130,7 +130,7 @@ def _refuse_unfinished(session: Session, case: Case, revision_seen: int) -> None
             fix="Wait until they are done, or cancel the files that won't come.",
             field="case",
         )
-    if not cases.cells(session, case.id):
+    if not session.scalar(select(exists().where(Cell.case_id == case.id))):
         raise Conflict("The case holds no cells", fix="Upload images first.", field="case")
 
 
