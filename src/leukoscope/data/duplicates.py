@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from leukoscope.data.signature import SIDE
 from leukoscope.parallel import ahead
@@ -71,9 +71,7 @@ def find(cells: CellIndex) -> Duplicates:
         frame["sha256"].to_numpy(dtype=str), return_index=True, return_inverse=True
     )
     thumbnails = np.stack([as_thumbnail(stored) for stored in frame["thumbnail"].iloc[first]])
-    pairs = similar(thumbnails)
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(first),) * 2)
-    clusters = connected_components(graph, directed=False)[1][identical]
+    clusters = _clusters(similar(thumbnails), len(first))[identical]
     names = frame["image"].to_numpy(dtype=object)
     exact = _groups(names, identical)
     mixed = pd.Series(identical).groupby(clusters).nunique()
@@ -100,7 +98,7 @@ def _groups(
 
 
 def similar(thumbnails: np.ndarray) -> np.ndarray:
-    """Pairs (m, 2) of rows that show the same picture.
+    """Pairs (m, 2) of rows that show the same picture; of many copies enough to connect them all.
 
     `thumbnails` is (n, SIDE, SIDE) uint8. Deterministic: the random projections have a fixed seed.
     Flat pictures are never similar to anything.
@@ -112,8 +110,14 @@ def similar(thumbnails: np.ndarray) -> np.ndarray:
     views = _in_parts(_views, thumbnails)
     asked = _candidates(_in_parts(_descriptors, views), np.random.default_rng(0))
     oriented = _orientations(views, asked)
-    pairs = list(_same_detail(thumbnails, oriented))
-    return textured[np.array(pairs, int).reshape(-1, 2)]
+    return textured[_same_detail(thumbnails, oriented)]
+
+
+def _clusters(pairs: np.ndarray, n: int) -> np.ndarray:
+    """The number (n,) of each row's component of the graph with the edges `pairs` (m, 2)."""
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    numbers: np.ndarray = connected_components(graph, directed=False)[1]
+    return numbers
 
 
 def _in_parts(function: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
@@ -310,16 +314,31 @@ def _orientations(views: np.ndarray, asked: np.ndarray) -> pd.DataFrame:
     pairs["low"], pairs["high"] = np.sort(pairs[["one", "other"]].to_numpy(), axis=1).T
     pairs = pairs.sort_values(["score", "low", "high", "view"], ascending=[False, True, True, True])
     pairs = pairs.drop_duplicates(["low", "high"])
-    return pairs[pairs.groupby("one").cumcount() < MOST_COMPARED]
+    pairs["rank"] = pairs.groupby("one").cumcount()
+    return pairs[pairs["rank"] < MOST_COMPARED]
 
 
-def _same_detail(thumbnails: np.ndarray, pairs: pd.DataFrame) -> Iterator[tuple[int, int]]:
-    columns = ["one", "view", "other", "orientation"]
-    for one, view, other, orientation in pairs[columns].itertuples(index=False):
+def _same_detail(thumbnails: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
+    """The pairs (m, 2) that share detail, but for those that others already connect."""
+    found = np.empty((0, 2), np.int64)
+    for _, best in pairs.groupby("rank"):  # each picture's best pair first
+        cluster = _clusters(found, len(thumbnails))
+        best = best[cluster[best["one"]] != cluster[best["other"]]]
+        table = best[["one", "view", "other", "orientation"]].to_numpy()
+        share = list(ahead(partial(_detail_shared, thumbnails), _chunks(table, 64)))
+        if share:
+            found = np.concatenate([found, table[np.concatenate(share)][:, [0, 2]]])
+    return found
+
+
+def _detail_shared(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Which of the rows (one, view, other, orientation) share detail: bool (m,)."""
+    share = np.empty(len(pairs), bool)
+    for place, (one, view, other, orientation) in enumerate(pairs.tolist()):
         turned = _oriented(thumbnails[other], orientation, signs=False).astype(np.float32)
         seen = _seen(thumbnails[one], view)
-        if _detail_correlation(seen, np.ascontiguousarray(turned)) >= DETAIL:
-            yield one, other
+        share[place] = _detail_correlation(seen, np.ascontiguousarray(turned)) >= DETAIL
+    return share
 
 
 def _oriented(array: np.ndarray, orientation: int, signs: bool) -> np.ndarray:
