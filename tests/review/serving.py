@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from store import PASSWORD, person
 
-from leukoscope.review import accounts
+from leukoscope.review import accounts, work
 from leukoscope.review.api import PREFIX
 from leukoscope.review.app import create_app
 from leukoscope.review.settings import Settings
@@ -49,7 +49,8 @@ class Served:
 def serving(bundle: Path, url: str, folder: Path, **more: Any) -> Iterator[Served]:
     """The application with its worker running."""
     app = create_app(Settings(bundle=bundle, database=url, folder=folder, **more))
-    with TestClient(app) as anonymous:
+    with pytest.MonkeyPatch.context() as patch, TestClient(app) as anonymous:
+        patch.setattr(work, "MOMENT", 0.01)
         yield Served(app, anonymous)
 
 

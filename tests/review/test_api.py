@@ -186,9 +186,9 @@ def test_references_come_from_signed_cases_and_a_folder(
         assert ada.get(f"{PREFIX}/references/monocyte/1").status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status", "code"),
-    [
+def test_errors_have_one_shape(served: Served) -> None:
+    anna = served.program("anna", "read", "write")
+    for method, path, body, status, code in (
         ("GET", "/nowhere", None, 404, "not_found"),
         ("PUT", "/cases", None, 405, "input"),
         ("GET", "/cases/doesnotexist", None, 404, "not_found"),
@@ -197,19 +197,14 @@ def test_references_come_from_signed_cases_and_a_folder(
         ("GET", "/cases?limit=0", None, 422, "input"),
         ("GET", "/cells/99999999999999999999/image", None, 404, "not_found"),
         ("POST", "/cases", "no json", 422, "input"),
-    ],
-)
-def test_errors_have_one_shape(
-    served: Served, method: str, path: str, body: object, status: int, code: str
-) -> None:
-    text = body if isinstance(body, str) else json.dumps(body) if body else None
-    answer = served.program("anna", "read", "write").request(
-        method, PREFIX + path, content=text, headers={"Content-Type": "application/json"}
-    )
-    assert answer.status_code == status, answer.text
-    (shape,) = answer.json().values()
-    assert set(shape) == {"code", "message", "fix", "field"}
-    assert shape["code"] == code and shape["message"]
+    ):
+        text = body if isinstance(body, str) else json.dumps(body) if body else None
+        kind = {"Content-Type": "application/json"}
+        answer = anna.request(method, PREFIX + path, content=text, headers=kind)
+        assert answer.status_code == status, (path, answer.text)
+        (shape,) = answer.json().values()
+        assert set(shape) == {"code", "message", "fix", "field"}
+        assert shape["code"] == code and shape["message"]
 
 
 def test_the_first_start_gives_a_link_once(

@@ -16,7 +16,7 @@ from leukoscope.review.cases import NewReading
 def said(reader: Reader, prepared: list[np.ndarray]) -> list[NewReading]:
     """Readings of prepared images, each (3, h, w), in order; as many at a time as `predict` takes.
 
-    The flag is `predict`'s: novel beats doubtful, which is a prediction set of not just one class.
+    novel beats doubtful, which is a prediction set that isn't the predicted class alone.
     """
     found: list[NewReading] = []
     classes = reader.contract.classes
@@ -25,7 +25,7 @@ def said(reader: Reader, prepared: list[np.ndarray]) -> list[NewReading]:
         rows = zip(answers.probs, answers.sets, answers.novelty.tolist(), strict=True)
         for probs, inside, novelty in rows:
             best = int(probs.argmax())
-            doubtful = "doubtful" if inside.sum() != 1 else ""
+            doubtful = "" if inside.sum() == 1 and inside[best] else "doubtful"
             found.append(
                 NewReading(
                     predicted=classes[best],
