@@ -174,20 +174,25 @@ def compare(
     return found
 
 
-def export(run: Path, out: Path) -> Path:
-    """Write the bundle of a run: model.onnx, contract.json, README.md."""
+def export(run: Path, out: Path, *, precision: str = "fp32") -> Path:
+    """Write the bundle of a run: model.onnx, contract.json, README.md; see recipes.deploy.export.
+
+    `precision` int8 is refused where it costs accuracy on validation.
+    """
     require("torch", "train")
     from leukoscope.recipes import deploy
 
-    return deploy.export(Path(run), Path(out))
+    return deploy.export(Path(run), Path(out), precision=precision)
 
 
-def predict(bundle: Path, paths: Sequence[str | Path], out: Path) -> dict[str, int]:
+def predict(
+    bundle: Path, paths: Sequence[str | Path], out: Path, *, engine: str = "auto"
+) -> dict[str, int]:
     """Read images with a bundle and write one row an image; see bundle.prediction.predict."""
     from leukoscope.bundle import prediction
 
     refuse_overwriting(out, paths)
-    return prediction.predict(Path(bundle), paths, Path(out))
+    return prediction.predict(Path(bundle), paths, Path(out), engine=engine)
 
 
 def explain(

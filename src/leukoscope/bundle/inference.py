@@ -156,7 +156,7 @@ class Reader:
 
     def _see(self, paths: list[Path]) -> list[tuple[Path, Seen]]:
         """Each file's logits (k,) and features (d,), or why there are none."""
-        loaded = [self._load(path) for path in paths]
+        loaded = [self._image_or_why(path) for path in paths]
         good = [image for image in loaded if isinstance(image, np.ndarray)]
         said = self.run(np.stack(good), ("logits", "features")) if good else [(), ()]
         rows = zip(*said, strict=True)
@@ -165,9 +165,13 @@ class Reader:
             for path, image in zip(paths, loaded, strict=True)
         ]
 
-    def _load(self, path: Path) -> np.ndarray | UnreadableError:
+    def image(self, path: Path) -> np.ndarray:
+        """A file as the graph takes it, float32 (3, h, w); UnreadableError says why not."""
+        return self.prepare(read_image(path, at_least=self.enough))
+
+    def _image_or_why(self, path: Path) -> np.ndarray | UnreadableError:
         try:
-            return self.prepare(read_image(path, at_least=self.enough))
+            return self.image(path)
         except UnreadableError as problem:
             return problem
 

@@ -379,9 +379,12 @@ def explain(
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     out: Folder,
+    precision: Annotated[
+        str, typer.Option(help="fp32, or int8, refused where it costs accuracy on validation.")
+    ] = "fp32",
 ) -> None:
     """Write a run's bundle: model.onnx, contract.json, README.md."""
-    show.say(f"Bundle: {api.export(run, out)}")
+    show.say(f"Bundle: {api.export(run, out, precision=precision)}")
 
 
 @app.command("predict")
@@ -391,10 +394,14 @@ def predict(
     out: Annotated[
         Path, typer.Option("-o", "--output", help="The table to write: .csv, .parquet or .ndjson")
     ],
+    engine: Annotated[
+        str,
+        typer.Option(help="auto (the fastest here), onnxruntime, openvino, or openvino-bf16."),
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Read images with a bundle: one row an image, with doubt said plainly."""
-    counts = api.predict(bundle, paths, out)
+    counts = api.predict(bundle, paths, out, engine=engine)
     if json:
         show.json(counts)
         return

@@ -56,6 +56,9 @@ _ORIENTATION = 0x0112  # EXIF
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF
 REDUCED = (1, 2, 3, 4, 5)
 """Eighths of its size that a JPEG may be decoded at; 6 and 7 take longer than all 8."""
+MARGIN = 2
+"""Straight to a network's size, 2 % of its answers change and macro F1 falls by half a point, and
+5/8 takes as long as all 8 (docs/measured/speed-inference.md): most of the shrinking is ours."""
 _AGAIN = "Fetch or export the file again."
 # Python's warning filters and Pillow's size limit belong to the whole process: one at a time.
 _lock = threading.Lock()
@@ -109,9 +112,9 @@ def read_bytes_image(
 ) -> np.ndarray:
     """A whole image file's bytes as uint8 RGB, shape (height, width, 3).
 
-    With `at_least` (height, width) a plain JPEG may come out smaller than it is stored, by the
-    smallest of REDUCED that leaves both sides that long: what it is about to be shrunk to. Raises
-    UnreadableError whose message is the reason alone (`the JPEG file ends before the image does`),
+    With `at_least` (height, width), what it is about to be shrunk to, a plain JPEG may come out
+    smaller than it is stored: at the smallest of REDUCED that leaves both sides MARGIN times that
+    long. Raises UnreadableError whose message is the reason alone (`the JPEG file ends before the image does`),
     without a file name.
     """
     if not data:
@@ -164,7 +167,7 @@ def _reduced(stored: tuple[int, int], at_least: tuple[int, int] | None) -> tuple
         return stored
     for eighths in REDUCED:
         size = -(-stored[0] * eighths // 8), -(-stored[1] * eighths // 8)
-        if size[0] >= at_least[0] and size[1] >= at_least[1]:
+        if size[0] >= MARGIN * at_least[0] and size[1] >= MARGIN * at_least[1]:
             return size
     return stored
 

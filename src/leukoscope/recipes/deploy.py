@@ -18,7 +18,7 @@ from leukoscope.bundle import contract as contracts
 from leukoscope.bundle.contract import Contract, Input, Model, Network, Origin, PredictionSets
 from leukoscope.bundle.inference import Reader, answers
 from leukoscope.data.index import CellIndex
-from leukoscope.errors import InputError
+from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.evaluate.calibration import fit_conformal, fit_temperature, softmax
 from leukoscope.evaluate.novelty import fit as fit_novelty
 from leukoscope.files import atomic, output_folder, read_json, sha256_of, write_json, write_text
@@ -29,9 +29,11 @@ from leukoscope.models.weights import InputFormat, Weights
 from leukoscope.recipes.experiment import Experiment
 from leukoscope.recipes.learning import Learned, Outputs, joined_networks
 from leukoscope.recipes.out_of_fold import OutOfFold
+from leukoscope.recipes.quantised import int8_of
 from leukoscope.recipes.schema import Protocol, Recipe
 
 COVERAGE = 0.9
+PRECISIONS = ("fp32", "int8")
 WEIGHTS = "model.safetensors"
 STAGE = "classical.skops"
 
@@ -230,18 +232,22 @@ def reader_of(run: Path) -> Reader:
     return Reader(contract, graph_of(learned, contract))
 
 
-def export(run: Path, out: Path) -> Path:
+def export(run: Path, out: Path, *, precision: str = "fp32") -> Path:
     """Write the bundle of a run: graph, contract, model card. Returns the bundle's folder.
 
     A run of the published protocol gives one too, whose card says that its figures are inflated
-    and its probabilities not calibrated. Raises InputError where the run isn't finished or the
-    folder can't be written.
+    and its probabilities not calibrated. Raises InputError where the run isn't finished, the
+    folder can't be written, or `precision` is int8 and costs too much (recipes.quantised).
     """
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
     learned, contract = load_model(run)
     described = read_json(run / "metrics.json")
     card.render(contract, described)  # what is wrong with it is said before anything is written
     folder = _bundle_folder(out)
     graph = graph_of(learned, contract)
+    if precision == "int8":
+        graph, contract = int8_of(run, contract, graph)
     with atomic(folder / contracts.GRAPH) as temporary:
         temporary.write_bytes(graph)
     digest = sha256_of(folder / contracts.GRAPH)
