@@ -15,13 +15,14 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 from common import alternate, machine, markdown
 from scipy import ndimage
-from skimage import color, exposure, filters, measure, morphology
+from skimage import color, exposure, filters, measure, morphology  # type: ignore[attr-defined]
 
 from leukoscope.imaging import colour, enhancement, segmentation
 from leukoscope.imaging.pipeline import Chain, apply
@@ -219,7 +220,9 @@ def threads(count: int) -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def milliseconds(operations: dict[str, Operation], images: Sequence[np.ndarray], rounds: int):
+def milliseconds(
+    operations: dict[str, Operation], images: Sequence[np.ndarray], rounds: int
+) -> dict[str, float]:
     def over(operation: Operation) -> Callable[[], None]:
         def run() -> None:
             for image in images:
@@ -259,7 +262,7 @@ def against_scikit_image(images: Sequence[np.ndarray], rounds: int) -> str:
 
 def chains(images: Sequence[np.ndarray], rounds: int) -> str:
     operations: dict[str, Operation] = {
-        name: lambda image, chain=chain: apply(image, chain) for name, chain in CHAINS.items()
+        name: partial(apply, chain=chain) for name, chain in CHAINS.items()
     }
     small = [enhancement.resize(image, size=SIDE) for image in images]
     scale = colour.SCALES["imagenet"]
