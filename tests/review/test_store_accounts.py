@@ -62,25 +62,20 @@ def test_a_link_ends(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
             accounts.accept(session, token, "eve", PASSWORD)
 
 
-@pytest.mark.parametrize(
-    ("name", "password", "words"),
-    [
-        ("eve", "short", "12 to 256"),
-        ("eve", "x" * 257, "12 to 256"),
-        ("evelyn miller", "Evelyn Miller", "little more than the name"),
-        ("", PASSWORD, "1 to 64"),
-        ("x" * 65, PASSWORD, "1 to 64"),
-        ("e\x00ve", PASSWORD, "can't be printed"),
-        ("ANNA", PASSWORD, "taken"),
-    ],
-)
-def test_weak_passwords_and_bad_names_are_refused(
-    lab: Lab, name: str, password: str, words: str
-) -> None:
+def test_weak_passwords_and_bad_names_are_refused(lab: Lab) -> None:
     with lab.database.begin() as session:
         token = accounts.invite(session, "viewer", lab.ada)
-        with pytest.raises(InputError, match=words):
-            accounts.accept(session, token, name, password)
+        for name, password, words in (
+            ("eve", "short", "12 to 256"),
+            ("eve", "x" * 257, "12 to 256"),
+            ("evelyn miller", "Evelyn Miller", "little more than the name"),
+            ("", PASSWORD, "1 to 64"),
+            ("x" * 65, PASSWORD, "1 to 64"),
+            ("e\x00ve", PASSWORD, "can't be printed"),
+            ("ANNA", PASSWORD, "taken"),
+        ):
+            with pytest.raises(InputError, match=words):
+                accounts.accept(session, token, name, password)
         accounts.accept(session, token, "eve", PASSWORD)  # the link still works
 
 
@@ -110,16 +105,16 @@ def test_log_in_gives_a_session(lab: Lab) -> None:
     assert token not in stored
 
 
-@pytest.mark.parametrize("name", ["anna", "nobody", "", "a\x00b", "\ud800"])
-def test_wrong_name_and_wrong_password_get_the_same_answer(lab: Lab, name: str) -> None:
-    with pytest.raises(Unauthenticated) as caught:
-        log_in(lab, name, "wrong \ud800 password")
-    assert caught.value.message == "Name or password is wrong"
-    with lab.database.read() as session:
-        line = audit.entries(session, limit=1)[0]
-    assert line.action == "refused password"
-    assert line.user == ("anna" if name == "anna" else "nobody")
-    assert "127.0.0.1" in line.details
+def test_wrong_name_and_wrong_password_get_the_same_answer(lab: Lab) -> None:
+    for name in ("anna", "nobody", "", "a\x00b", "\ud800"):
+        with pytest.raises(Unauthenticated) as caught:
+            log_in(lab, name, "wrong \ud800 password")
+        assert caught.value.message == "Name or password is wrong"
+        with lab.database.read() as session:
+            line = audit.entries(session, limit=1)[0]
+        assert line.action == "refused password"
+        assert line.user == ("anna" if name == "anna" else "nobody")
+        assert "127.0.0.1" in line.details
 
 
 def test_unknown_names_cost_a_hash_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,13 +236,14 @@ ADMINISTRATION = {
 }
 
 
-@pytest.mark.parametrize("name", ADMINISTRATION)
-def test_people_are_an_administrators_business(lab: Lab, name: str) -> None:
-    for by in (lab.vera, lab.anna):
-        with lab.database.begin() as session, pytest.raises(Forbidden, match="administrator"):
-            ADMINISTRATION[name](session, by, lab)
+def test_people_are_an_administrators_business(lab: Lab) -> None:
     with lab.database.begin() as session:
-        ADMINISTRATION[name](session, lab.ada, lab)
+        for act in ADMINISTRATION.values():
+            for by in (lab.vera, lab.anna):
+                with pytest.raises(Forbidden, match="administrator"):
+                    act(session, by, lab)
+        for act in ADMINISTRATION.values():
+            act(session, lab.ada, lab)
 
 
 def test_the_role_counts_as_it_stands_now(lab: Lab) -> None:

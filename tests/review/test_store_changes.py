@@ -19,7 +19,7 @@ from leukoscope.review.changes import Act
 from leukoscope.review.problems import Conflict, Forbidden, NotFound
 from leukoscope.review.schema import Change, User
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def do(lab: Lab, act: Callable[..., Any], *given: Any) -> Any:
@@ -66,9 +66,9 @@ def test_a_label_is_one_revision_and_says_who_and_what(lab: Lab) -> None:
     assert "monocyte" in line.details
 
 
-@pytest.mark.parametrize("label", [*CLASSES, *cases.EXTRA_LABELS])
-def test_labels_are_classes_or_artefact_or_unclassifiable(lab: Lab, label: str) -> None:
-    assert relabel(lab, lab.anna, lab.cells[:1], label).label == label
+def test_labels_are_classes_or_artefact_or_unclassifiable(lab: Lab) -> None:
+    for label in (*CLASSES, *cases.EXTRA_LABELS):
+        assert relabel(lab, lab.anna, lab.cells[:1], label).label == label
 
 
 def test_other_labels_and_cells_are_refused(lab: Lab) -> None:
@@ -185,7 +185,7 @@ def insist(
     start: threading.Barrier,
     told: list[tuple[int, int, str]],
 ) -> None:
-    """Relabel each cell five times as last seen, again on conflict; note what was acknowledged."""
+    """Relabel each cell as last seen, again on conflict; note what was acknowledged."""
     start.wait()
     for turn in range(ROUNDS):
         for cell in lab.cells:
