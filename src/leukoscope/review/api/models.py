@@ -11,8 +11,15 @@ from leukoscope.review.schema import Role
 from leukoscope.tables import Table
 
 Revision = Annotated[int, Field(ge=-1)]
-Seen = Annotated[dict[int, Revision], Field(min_length=1, max_length=20_000)]
+CellId = Annotated[int, Field(strict=False)]  # a key of JSON is text
+Seen = Annotated[dict[CellId, Revision], Field(min_length=1, max_length=20_000)]
 """Cell ids and the revision of each that was seen."""
+
+
+class Given(Table):
+    """What is sent: `true` is no number and "1" neither."""
+
+    model_config = ConfigDict(strict=True)
 
 
 class Row(BaseModel):
@@ -24,12 +31,12 @@ class Row(BaseModel):
 # --- people ---------------------------------------------------------------------------------------
 
 
-class Credentials(Table):
+class Credentials(Given):
     name: str
     password: str
 
 
-class NewPassword(Table):
+class NewPassword(Given):
     old: str
     new: str
 
@@ -49,12 +56,12 @@ class Me(BaseModel):
     csrf_token: str
 
 
-class PersonChange(Table):
+class PersonChange(Given):
     role: Role | None = None
     active: bool | None = None
 
 
-class NewInvitation(Table):
+class NewInvitation(Given):
     """`user_id`: the link gives that account a new password instead of making one."""
 
     role: Role = "reviewer"
@@ -69,7 +76,7 @@ class Invited(BaseModel):
     url: str
 
 
-class NewToken(Table):
+class NewToken(Given):
     name: str
     scopes: list[Literal["read", "write", "admin"]]
     days: Annotated[int, Field(ge=1, le=366)] = 90
@@ -93,14 +100,14 @@ class MadeToken(BaseModel):
 # --- cases ----------------------------------------------------------------------------------------
 
 
-class NewCase(Table):
+class NewCase(Given):
     pseudonym: str
     slide: str = ""
     stain: str = ""
     notes: str = ""
 
 
-class CaseChange(Table):
+class CaseChange(Given):
     pseudonym: str | None = None
     slide: str | None = None
     stain: str | None = None
@@ -179,7 +186,7 @@ class Jobs(BaseModel):
 # --- uploads --------------------------------------------------------------------------------------
 
 
-class NewUpload(Table):
+class NewUpload(Given):
     """A file that will come. kind: what an image shows; auto has that found out."""
 
     name: str
@@ -313,16 +320,16 @@ class Acted(BaseModel):
     cells: list[Cell]
 
 
-class NewLabels(Table):
+class NewLabels(Given):
     label: str
     cells: Seen
 
 
-class Confirmed(Table):
+class Confirmed(Given):
     cells: Seen
 
 
-class NewComment(Table):
+class NewComment(Given):
     text: str
     revision_seen: Revision
 
@@ -362,12 +369,12 @@ class Differential(BaseModel):
 # --- signing, oversight ---------------------------------------------------------------------------
 
 
-class NewSignature(Table):
+class NewSignature(Given):
     revision_seen: Revision
     password: str
 
 
-class Amendment(Table):
+class Amendment(Given):
     reason: str
 
 
