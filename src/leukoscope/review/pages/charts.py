@@ -76,7 +76,7 @@ def _chart(
     estimates: Sequence[Estimate],
     span: tuple[float, float],
     limits: Sequence[float] = (),
-    str_of: Callable[[float], str] = lambda v: f"{v:+.2f}",
+    str_of: Callable[[float], str] = lambda v: f"{v:+.2g}" if v else "0",
     bars: bool = False,
 ) -> Chart:
     low, high = span[0], max([span[1], *limits])
@@ -111,9 +111,8 @@ def _chart(
 
 
 def _round_values(low: float, high: float) -> list[float]:
-    """Three to six round numbers in a range."""
-    rough = (high - low) / 4
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    """Round numbers in a range, at most six."""
+    power = 10 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * m for m in (1, 2, 5, 10) if (high - low) <= 5 * power * m)
     first = math.ceil(low / step - 1e-9)
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]

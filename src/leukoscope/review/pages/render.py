@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +19,6 @@ from leukoscope.review import access
 from leukoscope.review.cases import EXTRA_LABELS
 from leukoscope.review.schema import User
 
-STATIC = Path(__file__).parents[1] / "static"
 _DIGITS, _LETTERS = "1234567890", "qwertasdfgiopjlvbm"
 _EXTRA_KEYS = {"artefact": "x", "unclassifiable": "u"}
 """Other letters are taken: z undo, y redo, h heat map, c comment, k confirm, n next."""
@@ -101,16 +98,8 @@ def _environment() -> Environment:
         "named": named,
         "moment": moment,
     }
-    environment.globals |= {"static": static, "version": leukoscope.__version__}
+    environment.globals["version"] = leukoscope.__version__
     return environment
-
-
-@cache
-def static(name: str) -> str:
-    """The address of a static file, which changes with its bytes, so that no browser keeps an
-    old one."""
-    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:10]
-    return f"/static/{name}?v={digest}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

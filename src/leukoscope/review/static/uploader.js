@@ -31,9 +31,10 @@ class Row {
   show(state, words = state) {
     this.state = state;
     this.words.textContent = words;
-    this.button.hidden = ["done", "duplicate", "failed"].includes(state);
+    const over = ["done", "duplicate", "failed"].includes(state);
+    for (const part of [this.button, this.bar]) part.classList.toggle("gone", over);
     this.button.textContent = state === "stopped" ? "Continue" : "Stop";
-    this.bar.hidden = ["done", "duplicate", "failed"].includes(state);
+    if (over) list.append(this.element);  // what is on its way stays on top
     summarise();
   }
 
@@ -77,8 +78,7 @@ class Row {
     }
     if (this.state !== "sending") return;
     const said = await post(`uploads/${upload.id}/finish`);
-    const same = said.duplicate_of;
-    if (said.state === "duplicate") this.show("duplicate", same?.name ? `already here as ${same.name}` : "already in this case");
+    if (said.state === "duplicate") this.show("duplicate", "already in this case");
     else if (said.state === "failed") this.show("failed", said.error || "can't be read");
     else this.show("done", "received");
   }

@@ -9,12 +9,12 @@ let timer = 0;
 
 const range = (share) => (share.low === null ? "" : `${Math.round(100 * share.low)}–${Math.round(100 * share.high)}`);
 
-function bars(model, reviewer) {
+function bars(model, reviewer, most) {
   const svg = make("svg", { viewBox: "0 0 100 24", preserveAspectRatio: "none", "aria-hidden": "true" });
   for (const [share, reader, y] of [[model, "model", 3], [reviewer, "reviewer", 13]]) {
     if (!share || share.share === null) continue;
-    svg.append(make("rect", { class: `bar-${reader}`, x: 0, y, height: 8, width: 100 * share.share }));
-    svg.append(make("line", { class: "whisker", x1: 100 * share.low, x2: 100 * share.high, y1: y + 4, y2: y + 4, "vector-effect": "non-scaling-stroke" }));
+    svg.append(make("rect", { class: `bar-${reader}`, x: 0, y, height: 8, width: (100 * share.share) / most }));
+    svg.append(make("line", { class: "whisker", x1: (100 * share.low) / most, x2: (100 * share.high) / most, y1: y + 4, y2: y + 4, "vector-effect": "non-scaling-stroke" }));
   }
   return svg;
 }
@@ -27,10 +27,12 @@ function share(found) {
 
 function draw({ model, reviewer, agreement: a }) {
   const said = new Map(model.map((one) => [one.name, one]));
+  const most = Math.max(0.01, ...[...model, ...reviewer].map((one) => one.high ?? 0));
   body.replaceChildren(...reviewer.map((one) => {
     const other = said.get(one.name);
     const row = make("tr", {}, make("th", { scope: "row" }, named(one.name)), share(other), share(one));
-    row.append(one.share === null ? make("td", { class: "quiet small" }, "beside the count") : make("td", {}, bars(other, one)));
+    if (one.share === null) row.firstChild.append(make("small", {}, "beside the count"));
+    row.append(make("td", {}, one.share === null ? "" : bars(other, one, most)));
     return row;
   }));
   const cells = [...state.cells.values()];

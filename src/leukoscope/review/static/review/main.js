@@ -39,6 +39,8 @@ function refresh() {
   for (const button of document.querySelectorAll("[data-filter]")) {
     button.querySelector(".count").textContent = all.filter(FILTERS[button.dataset.filter]).length;
   }
+  const novel = all.filter(FILTERS.novel).length;
+  byId("strange").hidden = all.length < 10 || novel <= all.length / 2;
   tellChosen();
   enlarge.refresh();
 }
@@ -236,7 +238,10 @@ keys?.addEventListener("click", (event) => {
   if (button.dataset.label) assign(button.dataset.label);
   else ACTS[button.dataset.act]?.();
 });
-for (const kind of ["undo", "redo"]) byId(kind)?.addEventListener("click", () => acts.takeBack(kind));
+enlarge.dialog.addEventListener("click", (event) => {
+  const button = event.target.closest("footer [data-label]");
+  if (button) assign(button.dataset.label);
+});
 byId("show-help").addEventListener("click", () => help.showModal());
 byId("shut-help").addEventListener("click", () => help.close());
 
