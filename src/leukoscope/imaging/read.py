@@ -114,8 +114,8 @@ def read_bytes_image(
 
     With `at_least` (height, width), what it is about to be shrunk to, a plain JPEG may come out
     smaller than it is stored: at the smallest of REDUCED that leaves both sides MARGIN times that
-    long. Raises UnreadableError whose message is the reason alone (`the JPEG file ends before the image does`),
-    without a file name.
+    long. Raises UnreadableError whose message is the reason alone (`the JPEG file ends before the
+    image does`), without a file name.
     """
     if not data:
         raise UnreadableError("the file is empty", fix=_AGAIN)

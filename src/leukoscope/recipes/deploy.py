@@ -247,7 +247,7 @@ def export(run: Path, out: Path, *, precision: str = "fp32") -> Path:
     folder = _bundle_folder(out)
     graph = graph_of(learned, contract)
     if precision == "int8":
-        graph, contract = int8_of(run, contract, graph)
+        graph, contract = int8_of(run, contract, graph, _validation)
     with atomic(folder / contracts.GRAPH) as temporary:
         temporary.write_bytes(graph)
     digest = sha256_of(folder / contracts.GRAPH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from leukoscope.bundle.contract import Contract, PredictionSets
-from leukoscope.bundle.inference import Reader
+from leukoscope.bundle.inference import Reader, answers
 from leukoscope.bundle.quantisation import quantised
 from leukoscope.data.table import read_parquet
 from leukoscope.errors import InputError
@@ -27,13 +27,17 @@ TRAINING = 5_000  # images whose features novelty's statistics are made of
 SPARED = (0, 4, 12)
 """How many of the first convolutions stay in floats: the fewest that pass are taken."""
 
+Describe = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 Part = tuple[list[Path], np.ndarray]
 """Files and their labels as integers (n,)."""
 
 
-def int8_of(run: Path, contract: Contract, graph: bytes) -> tuple[bytes, Contract]:
+def int8_of(
+    run: Path, contract: Contract, graph: bytes, describe: Describe
+) -> tuple[bytes, Contract]:
     """The int8 graph of a run's fp32 one, and its contract with all that was fitted to outputs
-    fitted to its own: temperature, prediction sets, novelty.
+    fitted to its own: temperature, prediction sets, novelty, and what drift is measured against
+    (`describe` makes that of probabilities (n, k) and novelty (n,) on validation).
 
     Raises InputError where the run's images are no more there, or where int8 costs more than COST
     of macro F1 on validation.
@@ -44,14 +48,17 @@ def int8_of(run: Path, contract: Contract, graph: bytes) -> tuple[bytes, Contrac
     paths = _spread(validation[0], CALIBRATION)
     images = np.stack(list(ahead(reader.image, paths)))
     before, costs = macro_f1(wanted, validation[1]), []
-    stated = contract.model.model_copy(update={"precision": "int8"})
+    model = contract.model.model_copy(update={"precision": "int8"})
     for spared in SPARED:
         found = quantised(graph, images, spared=spared)
-        own = Reader(contract.model_copy(update={"model": stated}), found)
+        own = Reader(contract.model_copy(update={"model": model}), found)
         logits, features = _outputs(own, validation[0])
         costs.append(before - macro_f1(logits, validation[1]))
         if costs[-1] <= COST:
-            return found, _calibrated(own, logits, features, validation, training, costs[-1])
+            fitted = _calibrated(own, logits, features, validation, training)
+            seen = answers(logits, features, fitted)
+            stated = describe(seen.probs, seen.novelty) | {"int8_macro_f1_cost": costs[-1]}
+            return found, fitted.model_copy(update={"validation": fitted.validation | stated})
     raise InputError(
         f"int8 costs {100 * min(costs):.1f} points of macro F1 on {len(validation[0])} validation "
         f"images; allowed: {100 * COST:.1f}",
@@ -71,12 +78,10 @@ def _calibrated(
     features: np.ndarray,
     validation: Part,
     training: Part,
-    cost: float,
 ) -> Contract:
-    """The contract with what was fitted to fp32 outputs fitted to these; `cost` is stated in it."""
+    """The contract with what was fitted to fp32 outputs fitted to these."""
     contract, labels = reader.contract, validation[1]
-    noted: dict[str, Any] = {"int8_macro_f1_cost": cost}
-    update: dict[str, Any] = {"validation": contract.validation | noted}
+    update: dict[str, Any] = {}
     if contract.prediction_sets is not None:
         temperature, coverage = fit_temperature(logits, labels), contract.prediction_sets.coverage
         probs = softmax(logits, temperature)
