@@ -16,6 +16,7 @@ from leukoscope.data import index as indexes
 from leukoscope.data import split as splits
 from leukoscope.data.index import CellIndex
 from leukoscope.errors import InputError
+from leukoscope.recipes import records
 from leukoscope.recipes.experiment import Experiment, at_most, prepare
 from leukoscope.recipes.learning import network_samples, training_part, untrained
 from leukoscope.recipes.schema import PROTOCOLS, Recipe, resolve
@@ -177,3 +178,9 @@ def test_one_fold_of_a_cross_validation(cells: Path, tmp_path: Path) -> None:
 def test_folds_of_views_are_refused(cells: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="published_unit"):
         api.train("lightweight-cnn", cells, tmp_path / "run", settings=["split.folds=3"])
+
+
+def test_training_seconds_are_those_of_all_epochs(tmp_path: Path) -> None:
+    assert records.training_seconds(tmp_path) is None, "nothing was trained"
+    (tmp_path / "history.csv").write_text("epoch,seconds\n1,1.5\n2,2.25\n")
+    assert records.training_seconds(tmp_path) == 3.8

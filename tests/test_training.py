@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +22,8 @@ from leukoscope.models.classifier import Pooled, build, seeded
 from leukoscope.models.weights import resolve
 from leukoscope.recipes.schema import resolve as resolve_recipe
 from leukoscope.train import cache as caches
-from leukoscope.train import checkpoints, loop
+from leukoscope.train import checkpoints, loop, views
+from leukoscope.train import samples as samples_module
 from leukoscope.train.cache import ArrayCache
 from leukoscope.train.loop import Part, batch, fit
 from leukoscope.train.samples import feature_samples, normalise, pixel_samples
@@ -258,3 +262,139 @@ def test_a_diverging_loss_stops_with_the_fix(
     wild = SETTINGS.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(InputError, match=r"learning_rate"):
         fit(network, "cnn", samples, train, validation, wild, tmp_path, seed=0)
+
+
+def test_every_image_is_decoded_once_and_every_view_runs_through_the_backbone_once(
+    files: dict[str, ImageFile],
+    table: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    decoded, run = [], []
+    prepared, onnx = views.prepare, samples_module._Extractor._onnx
+
+    def prepare_counted(image: ImageFile, settings: ViewSettings) -> np.ndarray:
+        decoded.append(image.sha256)
+        return prepared(image, settings)
+
+    def onnx_counted(self: Any, size: tuple[int, int]) -> Any:
+        extract = onnx(self, size)
+        return lambda pixels: (run.append(len(pixels)), extract(pixels))[1]
+
+    monkeypatch.setattr(views, "prepare", prepare_counted)
+    monkeypatch.setattr(samples_module._Extractor, "_onnx", onnx_counted)
+    found = []
+    for _ in range(2):
+        network = Pooled(build("cnn", [], 6, NONE, seed=0))
+        made = feature_samples(table, files, VIEWS, network, NONE.input, {"backbone": "cnn"}, "cpu")
+        found.append(np.array(made.features))
+    assert sorted(decoded) == sorted(file.sha256 for file in files.values())
+    assert sum(run) == len(table)
+    assert np.array_equal(*found)
+
+
+def test_two_processes_fill_one_cache_and_agree(
+    files: dict[str, ImageFile], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Both start on an empty folder; a third, later, finds every block and makes none."""
+    code = """
+import sys
+from pathlib import Path
+from typing import Any
+import numpy as np, pandas as pd
+from leukoscope.models.classifier import Pooled, build
+from leukoscope.models.weights import resolve
+from leukoscope.train.samples import feature_samples
+from leukoscope.train.views import ImageFile, ViewSettings
+table = pd.read_parquet(sys.argv[1])
+files = {i: ImageFile(Path(p), s) for i, p, s in zip(table.image, table.path, table.sha256)}
+settings = ViewSettings([{"step": "resize", "size": 32}], [{"operation": "rotate"}], 3, 0)
+none = resolve("none", "cnn")
+network = Pooled(build("cnn", [], 6, none, seed=0))
+made = feature_samples(table, files, settings, network, none.input, {"backbone": "cnn"}, "cpu")
+np.save(sys.argv[2], made.features)
+"""
+    described = table.assign(
+        path=[str(files[i].path) for i in table["image"]],
+        sha256=[files[i].sha256 for i in table["image"]],
+    )
+    described.to_parquet(tmp_path / "table.parquet")
+    cache = tmp_path / "cache"
+    environment = os.environ | {"LEUKOSCOPE_CACHE": str(cache)}
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", code, tmp_path / "table.parquet", tmp_path / name]
+        return subprocess.Popen(command, env=environment)
+
+    both = [start("one.npy"), start("other.npy")]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    one, other = (np.load(tmp_path / name) for name in ("one.npy", "other.npy"))
+    assert np.array_equal(one, other)
+    assert len(list(cache.rglob("*.npy"))) == 2 * len(files)
+    assert not list(cache.rglob(".part-*")), "nothing half-written is left"
+
+
+def test_a_half_written_block_is_never_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    cache, whole = ArrayCache("test", {}), np.arange(1000.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cache.put("ab" * 32, "original", whole)
+    assert cache.get("ab" * 32, "original") is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    cache.put("ab" * 32, "original", whole)
+    path = cache.path("ab" * 32, "original")
+    content = path.read_bytes()
+    for length in (0, 5, 60, 128, 500, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert cache.get("ab" * 32, "original") is None, f"{length} bytes of {len(content)}"
+
+
+def test_features_are_torchs_whatever_the_neighbours(
+    files: dict[str, ImageFile],
+    table: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path))
+    network = Pooled(build("cnn", [], 6, NONE, seed=0)).eval()
+    made = feature_samples(table, files, VIEWS, network, NONE.input, {"backbone": "cnn"}, "cpu")
+    pixels = pixel_samples(table, files, VIEWS, NONE.input, "cpu")
+    rows = np.arange(len(table))
+    with torch.no_grad():
+        wanted = network(pixels.inputs(rows, np.zeros(len(rows), np.int64)))
+    torch.testing.assert_close(
+        torch.from_numpy(np.array(made.features)), wanted, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_batches_read_ahead_are_the_batches_asked_for(
+    files: dict[str, ImageFile], table: pd.DataFrame
+) -> None:
+    samples = pixel_samples(table, files, VIEWS, NONE.input, "cpu")
+    rng = np.random.default_rng(0)
+    chosen = [(rng.integers(len(table), size=4), rng.integers(3, size=4)) for _ in range(12)]
+    for made, (rows, numbers) in zip(samples.batches(iter(chosen)), chosen, strict=True):
+        assert torch.equal(made, samples.inputs(rows, numbers))
+        assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_heads_training_leaves_torchs_threads_as_they_were(
+    files: dict[str, ImageFile], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    train, validation = parts(table)
+    network = build("cnn", RECIPE.model.head, 6, NONE, seed=0)
+    samples = feature_samples(
+        table, files, VIEWS, Pooled(network), NONE.input, {"backbone": "cnn"}, "cpu"
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        fit(network, "cnn", samples, train, validation, HEAD, tmp_path, seed=0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import kornia
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
@@ -314,13 +315,29 @@ def _multiply_channels(images: Tensor, *, gain: Tensor) -> Tensor:
 
 def _sharpen(images: Tensor, *, kernel: Tensor) -> Tensor:
     # Border pixels stay, as in Pillow.
+    height = images.shape[2] - 2
+    rows = [_weighted(images.narrow(2, row, height), kernel[:, row], 3) for row in range(3)]
     result = images.clone()
-    result[..., 1:-1, 1:-1] = kornia.filters.filter2d(images, kernel, padding="valid")
+    result[..., 1:-1, 1:-1] = rows[0].add_(rows[1]).add_(rows[2])
     return result
 
 
 def _blur(images: Tensor, *, kernel: Tensor) -> Tensor:
-    return kornia.filters.filter2d_separable(images, kernel, kernel, border_type="replicate")
+    radius = kernel.shape[1] // 2
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
+    return _weighted(_weighted(padded, kernel, 3), kernel, 2)
+
+
+def _weighted(images: Tensor, kernel: Tensor, dim: int) -> Tensor:
+    """Correlation along one dimension with a kernel (n, k) an image, k - 1 shorter there.
+
+    A sum of shifted images: on a CPU several times as fast as a convolution in groups.
+    """
+    length = images.shape[dim] - kernel.shape[1] + 1
+    total = images.narrow(dim, 0, length) * _each(kernel[:, 0])
+    for place in range(1, kernel.shape[1]):
+        total.addcmul_(images.narrow(dim, place, length), _each(kernel[:, place]))
+    return total
 
 
 def _add(images: Tensor, *, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -160,5 +160,8 @@ def seeded(*key: int) -> Iterator[None]:
     state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(state)
+        # torch.manual_seed notes a stack trace at every call as long as no GPU was used.
+        torch.default_generator.manual_seed(state)
+        if devices:
+            torch.cuda.manual_seed_all(state)
         yield

@@ -50,7 +50,8 @@ def run(
     _audits(folds, out)
     spent = [read_json(fold / "environment.json") for fold in folds]
     seconds = sum(entry["seconds"] for entry in spent)
-    write_json(out / "environment.json", spent[0] | {"seconds": seconds, "model_of_fold": best})
+    together = {"seconds": seconds, "training_seconds": records.training_seconds(out)}
+    write_json(out / "environment.json", spent[0] | together | {"model_of_fold": best})
     return out
 
 

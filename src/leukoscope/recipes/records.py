@@ -268,9 +268,17 @@ def environment(job: Experiment, cells: Path, began: float, run: Path) -> None:
                 timespec="seconds"
             ),
             "seconds": round(time.time() - began, 1),
+            "training_seconds": training_seconds(run),
             "command": shlex.join(["leukoscope", *sys.argv[1:]]),
         },
     )
+
+
+def training_seconds(run: Path) -> float | None:
+    """What the epochs took, validation included, over all resumptions, and whichever run trained a
+    network that several share; None where no network learnt. Views and features aren't in it."""
+    path = run / "history.csv"
+    return round(float(pd.read_csv(path)["seconds"].sum()), 1) if path.is_file() else None
 
 
 def _version(package: str) -> str | None:

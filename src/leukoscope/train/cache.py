@@ -19,7 +19,7 @@ import platformdirs
 
 from leukoscope.files import atomic, to_json
 
-FORMAT = 1  # raised where a transform, an augmentation or an operation on features changes
+FORMAT = 2  # raised where a transform, an augmentation or an operation on features changes
 LIMIT = 20 * 2**30  # bytes; the oldest files go first
 GRACE = 24 * 3600  # seconds that a file is safe
 

@@ -27,7 +27,7 @@ from leukoscope.progress import track
 from leukoscope.train import checkpoints
 from leukoscope.train.checkpoints import Progress
 from leukoscope.train.objective import classification_loss, mixup, soft_labels
-from leukoscope.train.samples import PixelSamples, Samples
+from leukoscope.train.samples import FeatureSamples, PixelSamples, Samples
 from leukoscope.train.schedule import learning_rates
 from leukoscope.train.settings import Averaging, Phase, Training
 
@@ -102,7 +102,8 @@ def fit(
     number.
     """
     kept = output_folder(folder / "checkpoints")
-    classifier.to(device)
+    # Convolutions are computed by channels last, on a CPU and on a GPU's tensor cores alike.
+    classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
     job = Job(classifier, name, samples, training, validation, settings, seed, device, weights)
     state = Progress(settings=f"{settings!r} seed {seed}")
@@ -111,10 +112,23 @@ def fit(
     else:
         for old in kept.glob("*.safetensors"):
             old.unlink()
-    for number, phase in enumerate(settings.stretches, start=1):
-        if number >= state.phase:
-            _phase(job, number, phase, state, folder)
+    with _threads(1 if isinstance(samples, FeatureSamples) else torch.get_num_threads()):
+        for number, phase in enumerate(settings.stretches, start=1):
+            if number >= state.phase:
+                _phase(job, number, phase, state, folder)
     return state
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """torch's threads within the block; a head's step is so small that sharing it out between
+    cores takes several times as long as computing it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _found(kept: Path, job: Job, fresh: Progress) -> Progress:
@@ -201,6 +215,9 @@ def _optimizer(job: Job) -> torch.optim.Optimizer:
         betas=settings.betas,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
+        # One kernel a step. It takes weights and moments to lie alike in memory, which those of
+        # convolutions, kept by channels, don't when a run goes on.
+        fused=not settings.backbone_learns,
     )
 
 
@@ -259,10 +276,12 @@ def _epoch(
 ) -> dict[str, float]:
     settings = job.settings
     loss_sum, correct, seen = 0.0, 0, 0
-    for place in track(round_.steps, f"Epoch {state.epoch + 1}, phase {state.phase}"):
-        step = state.first_step + place
-        rows, labels, views = _batch(job, step)
-        inputs = job.samples.inputs(rows, views).to(job.device)
+    steps = [state.first_step + place for place in round_.steps]
+    made = _batches(job, steps)
+    said = f"Epoch {state.epoch + 1}, phase {state.phase}"
+    for step, (rows, labels, views, inputs) in track(
+        zip(steps, made, strict=True), said, len(steps)
+    ):
         targets = soft_labels(labels, job.classifier.classes)
         if settings.mixup:
             rng = np.random.default_rng([job.seed, _MIXUP, step])
@@ -297,6 +316,16 @@ def _batch(job: Job, step: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
     chosen, passes = batch(len(part.rows), job.settings.batch_size, step, job.seed)
     labels = torch.from_numpy(part.labels[chosen]).to(job.device)
     return part.rows[chosen], labels, part.views(chosen, passes)
+
+
+def _batches(
+    job: Job, steps: Sequence[int]
+) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray, Tensor]]:
+    """Rows, labels, view numbers and inputs of these steps."""
+    chosen, again = itertools.tee(_batch(job, step) for step in steps)
+    inputs = job.samples.batches((rows, views) for rows, _, views in again)
+    for (rows, labels, views), made in zip(chosen, inputs, strict=True):
+        yield rows, labels, views, made.to(job.device)
 
 
 def _forward(
@@ -369,11 +398,6 @@ def _use_average(job: Job, average: AveragedModel) -> None:
     size = job.settings.batch_size
     steps = max(1, len(job.training.rows) // size)
 
-    def inputs() -> Iterator[Tensor]:
-        for step in range(steps):
-            rows, _, views = _batch(job, step)
-            yield job.samples.inputs(rows, views).to(job.device)
-
     if job.settings.backbone_learns:
         frozen = {
             name: (norm, {key: value.clone() for key, value in norm.named_buffers()})
@@ -381,7 +405,7 @@ def _use_average(job: Job, average: AveragedModel) -> None:
             if isinstance(norm, _NormBase) and not any(p.requires_grad for p in norm.parameters())
         }
         with seeded(job.seed, _REFRESH):
-            update_bn(inputs(), job.classifier)
+            update_bn((made for *_, made in _batches(job, range(steps))), job.classifier)
         for norm, kept in frozen.values():
             norm.load_state_dict(kept, strict=False)
     job.classifier.eval()

@@ -105,7 +105,7 @@ def augmented(image: np.ndarray, sha256: str, settings: ViewSettings) -> np.ndar
     """Views 1 to count - 1 of a preprocessed image, uint8 (count - 1, h, w, 3)."""
     generators = [view_generator(settings.seed, sha256, k) for k in range(1, settings.count)]
     pixels = torch.from_numpy(image).permute(2, 0, 1).float().div_(255)
-    copies = pixels.expand(len(generators), *pixels.shape).contiguous()
+    copies = pixels.expand(len(generators), *pixels.shape)
     views = augment(copies, generators, settings.augmentation)
     return views.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
