@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from leukoscope.bundle.inference import Answers
 from leukoscope.errors import InputError
 from leukoscope.evaluate.novelty import fit, score
 
@@ -130,3 +131,10 @@ def test_bad_input_is_one_sentence(statistics: dict[str, Any]) -> None:
         fit(features, labels[:3], features, logits)
     with pytest.raises(InputError, match="acceptance of 95"):
         fit(features, labels, features, logits, acceptance=95)
+
+
+def test_only_the_predicted_class_alone_is_beyond_doubt() -> None:
+    probs = np.array([[0.7, 0.3, 0], [0.7, 0.3, 0], [0.7, 0.3, 0], [0.7, 0.3, 0], [0.7, 0.3, 0]])
+    sets = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]], bool)
+    said = Answers(probs, sets, np.array([0.5, 0.5, 0.5, 0.5, 1.5]), np.zeros((5, 2)))
+    assert [said.flag(row) for row in range(5)] == ["", "doubtful", "doubtful", "doubtful", "novel"]

@@ -39,6 +39,14 @@ class Answers:
     novelty: np.ndarray
     features: np.ndarray
 
+    def flag(self, row: int) -> str:
+        """`novel`, else `doubtful` where the prediction set isn't the predicted class alone (it may
+        be another class: each has a threshold of its own), else ""."""
+        if self.novelty[row] > 1:
+            return "novel"
+        inside = np.flatnonzero(self.sets[row])
+        return "" if inside.tolist() == [int(self.probs[row].argmax())] else "doubtful"
+
 
 class Reader:
     """A bundle, loaded and verified: reads images as its contract says."""

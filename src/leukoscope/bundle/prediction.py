@@ -29,7 +29,7 @@ def row(path: Path, answer: Answers | UnreadableError, contract: Contract) -> di
     """One row: what the model says about one image, or why it can't say anything.
 
     `prediction_set` joins class names by '|'. `novelty` above 1 is novel. `flag` is empty,
-    `doubtful` (the prediction set isn't a single class), `novel` or `unreadable`.
+    `doubtful` (the prediction set isn't the predicted class alone), `novel` or `unreadable`.
     """
     blank: dict[str, Any] = dict.fromkeys(columns(contract.classes))
     blank["image"] = printable(str(path))
@@ -37,8 +37,6 @@ def row(path: Path, answer: Answers | UnreadableError, contract: Contract) -> di
         return blank | {"flag": "unreadable", "error": answer.message}
     probs, inside = answer.probs[0], answer.sets[0]
     best = int(probs.argmax())
-    novelty = float(answer.novelty[0])
-    flag = "novel" if novelty > 1 else "doubtful" if inside.sum() != 1 else ""
     return blank | {
         "predicted": contract.classes[best],
         "confidence": float(probs[best]),
@@ -46,8 +44,8 @@ def row(path: Path, answer: Answers | UnreadableError, contract: Contract) -> di
         "prediction_set": "|".join(
             name for name, is_in in zip(contract.classes, inside, strict=True) if is_in
         ),
-        "novelty": novelty,
-        "flag": flag,
+        "novelty": float(answer.novelty[0]),
+        "flag": answer.flag(0),
         "error": "",
     }
 

@@ -14,18 +14,14 @@ from leukoscope.review.cases import NewReading
 
 
 def said(reader: Reader, prepared: list[np.ndarray]) -> list[NewReading]:
-    """Readings of prepared images, each (3, h, w), in order; as many at a time as `predict` takes.
-
-    novel beats doubtful, which is a prediction set that isn't the predicted class alone.
-    """
+    """Readings of prepared images, each (3, h, w), in order; a batch as large as `predict` takes."""
     found: list[NewReading] = []
     classes = reader.contract.classes
     for start in range(0, len(prepared), BATCH):
         answers = reader.answer(np.stack(prepared[start : start + BATCH]))
         rows = zip(answers.probs, answers.sets, answers.novelty.tolist(), strict=True)
-        for probs, inside, novelty in rows:
+        for row, (probs, inside, novelty) in enumerate(rows):
             best = int(probs.argmax())
-            doubtful = "" if inside.sum() == 1 and inside[best] else "doubtful"
             found.append(
                 NewReading(
                     predicted=classes[best],
@@ -33,7 +29,7 @@ def said(reader: Reader, prepared: list[np.ndarray]) -> list[NewReading]:
                     probs=dict(zip(classes, probs.tolist(), strict=True)),
                     prediction_set=[n for n, is_in in zip(classes, inside, strict=True) if is_in],
                     novelty=novelty if math.isfinite(novelty) else None,
-                    flag="novel" if novelty > 1 else doubtful,
+                    flag=answers.flag(row),
                 )
             )
     return found
