@@ -14,7 +14,7 @@ from leukoscope.review.cases import NewReading
 
 
 def said(reader: Reader, prepared: list[np.ndarray]) -> list[NewReading]:
-    """Readings of prepared images, each (3, h, w), in order; a batch as large as `predict` takes."""
+    """Readings of prepared images, each (3, h, w), in order; as many at a time as `predict`."""
     found: list[NewReading] = []
     classes = reader.contract.classes
     for start in range(0, len(prepared), BATCH):
