@@ -79,7 +79,7 @@ def opening(address: str, cookies: httpx.Cookies, case: str, folder: Path) -> fl
     shutil.rmtree(folder / "derived", ignore_errors=True)
     with httpx.Client(base_url=address, cookies=cookies, timeout=60) as client:
         began = time.perf_counter()
-        client.get(f"/cases/{case}").raise_for_status()
+        client.get(f"/cases/{case}/review").raise_for_status()
         cells = client.get(f"/api/v1/cases/{case}/cells").json()["cells"]
 
         def fetch(cell: int) -> None:

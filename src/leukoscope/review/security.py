@@ -154,10 +154,10 @@ class Guard:
             return
         body = await _body(receive)
         if body is None:
-            problem = InputError(
+            large = InputError(
                 f"The request has more than {BODY_BYTES:,} bytes", fix="Send files as uploads."
             )
-            await _refuse(guarded, 413, problem)
+            await _refuse(guarded, 413, large)
             return
         await self.app(scope, _again(body, receive), guarded)
 

@@ -85,7 +85,7 @@ def take_in(tools: Tools, job: Job, by: User) -> None:
         archives = {u.id for u in uploads if files.is_archive(tools.blobs.path(str(u.sha256)))}
         for upload in uploads:
             if upload.id in archives:
-                _unpack(tools, upload)
+                _unpack(tools, job, upload)
         batch = Batch()
         images = [upload for upload in uploads if upload.id not in archives]
         for upload, found in ahead(partial(_open, tools), images, DEPTH):
@@ -117,7 +117,7 @@ def _count(tools: Tools, job: Job, case_id: str) -> None:
         present.total = present.done + (waiting or 0)
 
 
-def _unpack(tools: Tools, upload: Upload) -> None:
+def _unpack(tools: Tools, job: Job, upload: Upload) -> None:
     """Make an upload of each file in an archive."""
     state, error = "done", ""
     path = tools.blobs.path(str(upload.sha256))
@@ -130,6 +130,7 @@ def _unpack(tools: Tools, upload: Upload) -> None:
     with tools.database.begin() as session:
         present = session.get_one(Upload, upload.id)
         present.kind, present.state, present.error = "archive", state, error
+        session.get_one(Job, job.id).done += 1
 
 
 def _add_member(tools: Tools, archive: Upload, member: files.Member) -> None:
