@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import runpy
 from importlib.metadata import distribution
+from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -17,6 +20,7 @@ from skimage import color, exposure, filters, transform
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.imaging import colour, enhancement, segmentation
 from leukoscope.imaging.pipeline import apply, check, transforms
+from leukoscope.imaging.read import read_image
 from leukoscope.registry import keyword_parameters
 
 SHAPES = [(1, 1), (1, 9), (7, 1), (2, 3), (31, 17), (64, 96), (225, 129)]
@@ -204,6 +208,58 @@ def test_optical_density_equals_beer_lambert() -> None:
     light = np.array([240.0, 230.0, 220.0])
     reference = np.maximum(-np.log10(np.maximum(image, 1) / light), 0)
     assert np.allclose(colour.optical_density(image, light), reference, atol=1e-6)
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark's functions written with scikit-image."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    return importlib.import_module("imaging")
+
+
+def stained(seed: int) -> np.ndarray:
+    """A synthetic cell of 224 px with noise, red cells and a platelet."""
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(scene(48), (224, 224), interpolation=cv2.INTER_CUBIC)
+    cv2.circle(image, tuple(rng.integers(20, 80, 2).tolist()), 6, (120, 80, 160), -1)
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(1, 2.5))
+    return np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "equal"),
+    [("LoGMH", 1.0), ("Otsu + closing", 1.0), ("HSV mask", 0.999), ("nucleus", 0.995)],
+)
+def test_the_same_steps_with_scikit_image(benchmark: ModuleType, name: str, equal: float) -> None:
+    """Levels within one, mask pixels the same: where scikit-image's arithmetic isn't integer, a
+    few pixels on a threshold differ, and its distances are exact, ours chamfer distances."""
+    found = benchmark.agreement(*benchmark.PAIRS[name], [stained(seed) for seed in range(4)])
+    assert min(found) >= equal
+    for function in benchmark.PAIRS[name]:
+        assert function(stained(0)).any()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "equal"),
+    [("LoGMH", 1.0), ("Otsu + closing", 0.9999), ("HSV mask", 0.9999), ("nucleus", 0.9995)],
+)
+def test_the_same_steps_with_scikit_image_on_real_cells(
+    pbc: Path, benchmark: ModuleType, name: str, equal: float
+) -> None:
+    files = sorted(pbc.glob("*/*.jpg"))[::200]
+    images = [enhancement.resize(read_image(path), size=224) for path in files]
+    assert np.median(benchmark.agreement(*benchmark.PAIRS[name], images)) >= equal
+
+
+def test_percentiles_of_a_histogram_are_numpys() -> None:
+    levels = noise(7, 9)[:, :, 0] // 3
+    shares = [0, 0.5, 2, 33.3, 50, 98, 99.5, 100]
+    counts = colour.histogram(levels)
+    np.testing.assert_allclose(colour.percentiles(counts, shares), np.percentile(levels, shares))
+    assert np.array_equal(counts, np.bincount(levels.ravel(), minlength=256))
+    planes = [colour.histogram(noise(7, 9), channel) for channel in range(3)]
+    assert np.array_equal(planes[2], np.bincount(noise(7, 9)[:, :, 2].ravel(), minlength=256))
 
 
 # Properties.

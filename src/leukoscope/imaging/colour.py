@@ -21,6 +21,7 @@ SCALES: dict[str, tuple[Triple, Triple]] = {
 subtract the mean; the figures are those of torchvision's models), [0, 1] and [-1, 1]."""
 BLACK = 0.12
 """Share of the background's light below which a pixel is black, which no dye is."""
+_LOGARITHMS = np.log10(np.maximum(np.arange(256), 1))
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -85,13 +86,10 @@ def background_colour(image: np.ndarray) -> np.ndarray:
 
 def histogram(image: np.ndarray, channel: int = 0) -> np.ndarray:
     """How often each level occurs in a channel of uint8 (H, W), (n,) or (H, W, 3): int64 (256,)."""
-    # Counted in float32, which is exact up to 2^24 of one level.
-    rows = max(1, 2**24 * len(image) // max(1, image.size))
-    counts = np.zeros(256, np.int64)
-    for top in range(0, len(image), rows):
-        part = image[top : top + rows]
-        counts += cv2.calcHist([part], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
-    return counts
+    if image.size <= 2**24:  # counted in float32, which is exact up to here
+        return cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+    half = len(image) // 2
+    return histogram(image[:half], channel) + histogram(image[half:], channel)
 
 
 def percentiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
@@ -140,8 +138,7 @@ def optical_density(image: np.ndarray, background: np.ndarray | None = None) -> 
 def density_levels(light: np.ndarray) -> np.ndarray:
     """`optical_density` of the levels 0..255 in each channel whose light is `light` (3,): float64
     (3, 256), to be looked up instead of computing a logarithm a pixel."""
-    levels = np.log10(np.maximum(np.arange(256, dtype=np.float64), 1.0))
-    return np.maximum(np.log10(np.maximum(light, 1.0))[:, None] - levels, 0.0)
+    return np.maximum(np.log10(np.maximum(light, 1.0))[:, None] - _LOGARITHMS, 0.0)
 
 
 @transforms.register("white_balance")

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -184,20 +184,20 @@ def _nucleus(image: np.ndarray) -> np.ndarray:
     result = np.zeros(dye.shape, np.uint8)
     if threshold is None:
         return result
-    diameter = _largest_diameter(_above(coarse, threshold))
     # The three-class threshold lies slightly inside the outline that people draw.
-    threshold *= 0.97
+    outer = 0.97 * threshold
+    dense = _above(coarse, outer)
+    diameter = _largest_diameter(_above(coarse[_window(dense)], threshold))
+    threshold = outer
     # Farther from all nuclei than this nothing is looked at, and blurs reach less far.
-    window = _window(_above(coarse, threshold), 0.5 * diameter)
+    window = _window(dense, 0.5 * diameter)
     fine = _smooth(dye[window], 0.035 * diameter)
     density = _smooth(_density([plane[window] for plane in planes], light), 0.05 * diameter)
-    stained = np.zeros_like(result)
-    stained[window] = _without_small(_above(fine, threshold))
-    around = _surroundings(planes, light, stained)
-    mask = _without_cytoplasm(stained[window], density, around)
-    cytoplasm = stained[window] - mask
-    mask = _at_the_edge(mask, fine, threshold, diameter) & (1 - cytoplasm)
-    result[window] = _without_small(mask)
+    parts = _parts(_above(fine, threshold))
+    result[window] = stained = parts.mask
+    cytoplasm = _cytoplasm(parts, density, _surroundings(planes, light, result))
+    mask = _at_the_edge(stained & ~cytoplasm, fine, threshold, diameter) & ~cytoplasm
+    result[window] = _parts(mask).mask
     return _without_holes(result)
 
 
@@ -252,8 +252,11 @@ def _three_classes(counts: np.ndarray) -> tuple[int, int]:
     moment = np.concatenate([[0.0], np.cumsum(counts * np.arange(len(counts)))])
     # Row i, column j: the classes end with the levels i and j.
     ends = np.arange(1, len(counts))
-    mass = np.maximum(weight[ends] - weight[ends, None], 1e-9)
-    scores = (moment[ends] - moment[ends, None]) ** 2 / mass
+    mass = weight[ends] - weight[ends, None]
+    np.maximum(mass, 1e-9, out=mass)
+    scores = moment[ends] - moment[ends, None]
+    scores *= scores
+    scores /= mass
     scores += (moment[ends] ** 2 / np.maximum(weight[ends], 1e-9))[:, None]
     scores += (moment[-1] - moment[ends]) ** 2 / np.maximum(weight[-1] - weight[ends], 1e-9)
     scores += _in_order(len(ends))
@@ -314,46 +317,55 @@ def _components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray, np
     return found[1], found[2]
 
 
-def _without_small(mask: np.ndarray) -> np.ndarray:
-    """Drop what is small beside the largest component, except lobes close to a large one."""
+class _Parts(NamedTuple):
+    """Components: labels (H, W), OpenCV's statistics of each, which count, and the mask of those
+    that do, uint8 0/1 (H, W)."""
+
+    labels: np.ndarray
+    stats: np.ndarray
+    kept: np.ndarray
+    mask: np.ndarray
+
+
+def _parts(mask: np.ndarray) -> _Parts:
+    """The components of a mask 0/1; what is small beside the largest one doesn't count, except
+    lobes close to a large one."""
     labels, stats = _components(mask)
-    if len(stats) < 2:
-        return mask
     areas = stats[:, cv2.CC_STAT_AREA].astype(float)
     areas[0] = 0
-    kept = areas >= 0.15 * areas.max()
-    if kept[1:].all():
-        return mask
-    lobes = np.flatnonzero((areas >= 0.05 * areas.max()) & ~kept)
+    kept = areas >= max(0.15 * areas.max(), 1)
+    lobes = np.flatnonzero((areas >= max(0.05 * areas.max(), 1)) & ~kept)
     if lobes.size:
-        away = cv2.distanceTransform(1 - kept.view(np.uint8)[labels], cv2.DIST_L2, 3)
+        away = cv2.distanceTransform(1 - kept.view(np.uint8).take(labels), cv2.DIST_L2, 3)
         reach = 0.15 * equivalent_diameter(areas.max())
         for lobe, (x, y, width, height, _) in zip(lobes, stats[lobes], strict=True):
             window = slice(y, y + height), slice(x, x + width)
             kept[lobe] = away[window][labels[window] == lobe].min() <= reach
-    return kept.view(np.uint8)[labels]
+    if not kept[1:].all():
+        mask = kept.view(np.uint8).take(labels)
+    return _Parts(labels, stats, kept, mask)
 
 
-def _without_cytoplasm(mask: np.ndarray, density: np.ndarray, around: float) -> np.ndarray:
-    """Keep the denser of two classes in each component that clearly holds two.
+def _cytoplasm(parts: _Parts, density: np.ndarray, around: float) -> np.ndarray:
+    """The paler of two classes in each component that clearly holds two: uint8 0/1 (H, W).
 
     Two numbers tell a nucleus with dark cytoplasm from a nucleus with texture: the contrast of
     the classes relative to that of the denser one against the density `around`, and the share of
     the variance between them (Otsu's separability). The product is .13 in a typical nucleus and
     .20 in the most textured; .25 and more means two things.
     """
-    result = mask.copy()
-    labels, stats = _components(mask)
-    for label, (x, y, width, height, area) in enumerate(stats[1:], start=1):
+    result = np.zeros(density.shape, np.uint8)
+    for label in np.flatnonzero(parts.kept):
+        x, y, width, height, area = parts.stats[label].tolist()
         window = slice(y, y + height), slice(x, x + width)
-        inside = (labels[window] == label).view(np.uint8)
+        inside = (parts.labels[window] == label).view(np.uint8)
         # The rim is a mixture with the surroundings, no class of its own.
         framed = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
         depth = cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
         core = depth > 0.04 * equivalent_diameter(area) + 1
         threshold = _two_classes(density[window][core], around)
         if threshold is not None:
-            result[window] &= 1 - (inside & _above(-density[window], -threshold))
+            result[window] |= inside & ~_above(density[window], threshold)
     return result
 
 
@@ -365,9 +377,10 @@ def _at_the_edge(
     Otsu's threshold depends on how much of each class an image holds, the middle of the edge does
     not; alone, though, it runs away where the surroundings are mixed.
     """
-    depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+    box = _window(mask)
+    depth = cv2.distanceTransform(mask[box], cv2.DIST_L2, 3)
     away = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
-    inside = dye[depth > 0.06 * diameter]
+    inside = dye[box][depth > 0.06 * diameter]
     around = dye[(away > 0.08 * diameter) & (away <= 0.3 * diameter)]
     if inside.size == 0 or around.size == 0:
         return mask
@@ -376,7 +389,7 @@ def _at_the_edge(
     return ((dye > moved) & (away <= 0.1 * diameter)).view(np.uint8)
 
 
-def _window(mask: np.ndarray, margin: float) -> tuple[slice, slice]:
+def _window(mask: np.ndarray, margin: float = 0.0) -> tuple[slice, slice]:
     """Rows and columns of the box around a mask, `margin` pixels and one more on each side."""
     x, y, width, height = cv2.boundingRect(mask)
     more = math.ceil(margin) + 1
@@ -397,17 +410,19 @@ def _two_classes(values: np.ndarray, around: float) -> float | None:
     low, span = float(values.min()), float(np.ptp(values))
     if span < 1e-6:
         return None
-    levels = ((values - low) * (255 / span)).astype(np.uint8)
-    cut = _otsu(histogram(levels))
-    upper = levels > cut
-    share = np.count_nonzero(upper) / upper.size
+    counts = histogram(((values - low) * (255 / span)).astype(np.uint8))
+    cut = _otsu(counts)
+    share = int(counts[cut + 1 :].sum()) / values.size
     # A small dense part is a lobe over another, not a nucleus in its cytoplasm.
     if share < 0.5 or share == 1:
         return None
-    dense, mean = float(values[upper].mean()), float(values.mean())
-    pale = (mean - share * dense) / (1 - share)
-    contrast = (dense - pale) / max(dense - around, 1e-6)
-    separability = share * (1 - share) * (dense - pale) ** 2 / float(values.var())
+    levels = np.arange(256) + 0.5
+    total, upper = counts @ levels, counts[cut + 1 :] @ levels[cut + 1 :]
+    dense = upper / (share * values.size)
+    pale = (total - upper) / ((1 - share) * values.size)
+    variance = counts @ (levels - total / values.size) ** 2 / values.size
+    contrast = (dense - pale) / max(dense - (around - low) * (255 / span), 1e-6)
+    separability = share * (1 - share) * (dense - pale) ** 2 / variance
     return low + (cut + 1) / 255 * span if contrast * separability > 0.25 else None
 
 
@@ -422,7 +437,7 @@ def _without_holes(mask: np.ndarray) -> np.ndarray:
     labels, stats = _components(1 - mask, connectivity=4)
     small = stats[:, cv2.CC_STAT_AREA] < 0.06 * cv2.countNonZero(mask)
     small[0] = False
-    return mask | small.view(np.uint8)[labels]
+    return mask | small.view(np.uint8).take(labels)
 
 
 @transforms.register("otsu_mask")
