@@ -11,7 +11,7 @@ import leukoscope
 from leukoscope.review import audit, cases, quality
 from leukoscope.review.api import models
 from leukoscope.review.api.common import Administrator, Db, Viewer
-from leukoscope.review.api.errors import documented
+from leukoscope.review.api.errors import Problem, answered, documented
 
 router = APIRouter(tags=["oversight"])
 health = APIRouter(tags=["oversight"])
@@ -69,7 +69,11 @@ def over_time(
     return {"model_id": model.id, "unit": unit, "rule": quality.RULE, "periods": found}
 
 
-@health.get("/healthz", response_model=models.Health, responses=documented(400, 413, 503))
+@health.get(
+    "/healthz",
+    response_model=models.Health,
+    responses=documented(400, 413) | answered(Problem, 503),
+)
 def healthy(request: Request, db: Db) -> dict[str, str]:
     """Whether the server and its database answer; needs no log-in and says no secrets."""
     with db.read() as session:
