@@ -129,6 +129,7 @@ def test_the_whole_story(office: Office, tmp_path: Path) -> None:
     page.locator(".mark.comment").wait_for()
 
     _sign(page, case)
+    office.said[:] = [line for line in office.said if "401" not in line]  # the wrong password
     _export_all(page, cells)
     _amend(page, case)
     _read_the_log(page, office.address)
@@ -270,6 +271,25 @@ def test_a_viewer_sees_but_cannot_touch(office: Office) -> None:
     assert page.get_by_label("Your password").count() == 0
     page.context.close()
     assert not office.said, office.said
+
+
+def test_an_upload_that_is_cut_off_goes_on_by_itself(office: Office) -> None:
+    page = office.page("anna")
+    story.new_case(page, office.address, "P-cut")
+    cut: list[str] = []
+
+    def once(route: Any) -> None:
+        if not cut:
+            cut.append(route.request.url)
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/api/v1/uploads/*offset=*", once)
+    story.upload(page, office.images(3))
+    assert cut
+    page.get_by_text("3 cells are ready").wait_for()
+    page.context.close()
 
 
 NAMELESS = """() => [...document.querySelectorAll("button, a[href], input, select, textarea, img")]

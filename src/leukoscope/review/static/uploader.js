@@ -52,6 +52,7 @@ class Row {
   async run() {
     this.show("sending");
     const known = before.find((u) => u.name === this.file.name && u.size === this.file.size && u.state === "receiving");
+    before = before.filter((u) => u !== known);
     const upload = this.upload ?? known ?? await post(`cases/${caseId}/uploads`, { name: this.file.name, size: this.file.size, kind: kind() });
     this.upload = upload;
     let at = upload.received ?? 0;

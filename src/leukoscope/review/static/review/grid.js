@@ -48,7 +48,7 @@ function dress(element, cell) {
 function build(cell) {
   const element = make("div", { class: "cell", role: "option", id: `cell-${cell.id}`, tabindex: "-1", "aria-selected": "false", draggable: state.editable ? "true" : null, "data-id": cell.id },
     make("img", { src: `/api/v1/cells/${cell.id}/thumbnail?size=${size}`, alt: "", loading: "lazy", decoding: "async", draggable: "false" }),
-    make("span", { class: "marks" }), make("div", { class: "said" }), make("div", { class: "rivals" }));
+    ...["marks", "said", "rivals"].map((part) => make("div", { class: part, "aria-hidden": "true" })));
   elements.set(cell.id, element);
   return element;
 }

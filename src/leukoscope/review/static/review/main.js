@@ -239,7 +239,7 @@ keys?.addEventListener("click", (event) => {
   else ACTS[button.dataset.act]?.();
 });
 enlarge.dialog.addEventListener("click", (event) => {
-  const button = event.target.closest("footer [data-label]");
+  const button = event.target.closest(".classes [data-label]");
   if (button) assign(button.dataset.label);
 });
 byId("show-help").addEventListener("click", () => help.showModal());

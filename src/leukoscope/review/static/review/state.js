@@ -53,13 +53,13 @@ const FLAG_WORDS = { doubtful: "doubtful", novel: "unlike the cells the model ha
 export const flagWords = (cell) => [
   FLAG_WORDS[cell.flag],
   cell.flag === "doubtful" && cell.prediction_set.length === 0 ? "fits no class well" : null,
-  rivals(cell).length ? `may also be ${rivals(cell).map(named).join(", ")}` : null,
+  rivals(cell).length ? `${cell.prediction_set.includes(shown(cell)) ? "may also be" : "could rather be"} ${rivals(cell).map(named).join(", ")}` : null,
   ...cell.quality.map((fault) => `picture: ${fault}`),
 ].filter(Boolean);
 
 export function described(cell) {
   return [
-    `Cell ${cell.id}`, named(shown(cell)), `${Math.round(100 * cell.confidence)} percent`,
+    `Cell ${cell.id}`, named(shown(cell)), `${Math.round(100 * cell.confidence)} %`,
     changed(cell) ? `changed from ${named(cell.predicted)}` : cell.label !== null ? "confirmed" : "not looked at",
     ...flagWords(cell), cell.comment ? `comment: ${cell.comment}` : null,
   ].filter(Boolean).join(", ");
