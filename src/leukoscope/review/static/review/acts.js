@@ -24,7 +24,7 @@ export async function load() {
   const found = await get(`${base}/cells`);
   state.revision = found.revision;
   take(found.cells);
-  await follow();
+  follow().catch(tellProblem);  // what can be undone: nobody waits for it
   count();
 }
 

@@ -1,6 +1,6 @@
 // The cells in groups of one class: drawn once, moved where their class changes.
 import { make, percent } from "../api.js";
-import { before, changed, described, labels, named, passes, rivals, shown, state } from "./state.js";
+import { before, changed, described, labels, named, passes, rivalWords, shown, state } from "./state.js";
 
 export const groups = document.getElementById("groups");
 const sections = new Map();  // label -> {section, list, title}
@@ -40,8 +40,7 @@ function dress(element, cell) {
     changed(cell) ? make("span", { class: "was", title: `the model said ${named(cell.predicted)}, ${percent(cell.confidence)}` }, `was ${named(cell.predicted)}`) : make("span", {}, percent(cell.confidence)),
     cell.label !== null ? make("span", { class: "tick", title: "looked at" }) : null,
   ].filter(Boolean));
-  const other = rivals(cell);
-  element.querySelector(".rivals").textContent = changed(cell) ? "" : other.length ? `or ${other.map(named).join(", ")}` : cell.flag === "doubtful" ? "no class fits" : "";
+  element.querySelector(".rivals").textContent = rivalWords(cell);
   element.hidden = !passes(cell);
 }
 

@@ -49,6 +49,13 @@ export function passes(cell) {
 /** Other classes that the model doesn't rule out. */
 export const rivals = (cell) => cell.prediction_set.filter((label) => label !== shown(cell));
 
+/** What else it may be, in few words. */
+export function rivalWords(cell) {
+  if (changed(cell)) return "";
+  if (rivals(cell).length) return `or ${rivals(cell).map(named).join(", ")}`;
+  return cell.flag === "doubtful" ? "no class fits" : "";
+}
+
 const FLAG_WORDS = { doubtful: "doubtful", novel: "unlike the cells the model has learned from" };
 export const flagWords = (cell) => [
   FLAG_WORDS[cell.flag],
@@ -59,8 +66,8 @@ export const flagWords = (cell) => [
 
 export function described(cell) {
   return [
-    `Cell ${cell.id}`, named(shown(cell)), `${Math.round(100 * cell.confidence)} %`,
-    changed(cell) ? `changed from ${named(cell.predicted)}` : cell.label !== null ? "confirmed" : "not looked at",
-    ...flagWords(cell), cell.comment ? `comment: ${cell.comment}` : null,
+    `Cell ${cell.id}`, named(shown(cell)), changed(cell) ? "" : `${Math.round(100 * cell.confidence)} % ${rivalWords(cell)}`.trim(),
+    changed(cell) ? `was ${named(cell.predicted)}` : cell.label !== null ? "confirmed" : "not looked at",
+    FLAG_WORDS[cell.flag], ...cell.quality.map((fault) => `picture: ${fault}`), cell.comment ? `comment: ${cell.comment}` : null,
   ].filter(Boolean).join(", ");
 }
