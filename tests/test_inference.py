@@ -125,6 +125,18 @@ def test_engines_agree(small: Made) -> None:
     np.testing.assert_allclose(said["openvino-bf16"], said["onnxruntime"], atol=0.05)
 
 
+def test_an_engine_that_is_dropped_takes_nothing_with_it(small: Made) -> None:
+    """OpenVINO's threads outlive its models; this once ended in a segmentation fault."""
+    pytest.importorskip("openvino", reason="NO OPENVINO: its engine was not tested")
+    script = (
+        "import subprocess, sys, time; from pathlib import Path;"
+        "from leukoscope.bundle import engines;"
+        f"engines.race(Path({str(small.bundle / 'model.onnx')!r}).read_bytes(), (32, 32), 1.0);"
+        "time.sleep(0.5); subprocess.run([sys.executable, '-V'], check=True)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
 def test_an_engine_answers_for_any_number_of_images(small: Made) -> None:
     reader = Reader.load(small.bundle)
     images = np.random.default_rng(0).random((5, 3, *reader.contract.input.size), np.float32)

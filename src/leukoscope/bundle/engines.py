@@ -7,6 +7,7 @@ image's answer depends on its neighbours (`benchmarks/inference.py` measures oth
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -152,9 +153,16 @@ def _names(session: Any) -> tuple[str, ...]:
     return tuple(output.name for output in session.get_outputs())
 
 
-def _openvino(graph: bytes, precision: str) -> Engine:
+@functools.cache
+def _openvino_core() -> tuple[Any, Any]:
+    """OpenVINO and its core, kept for as long as the process lives: with the last core it unloads
+    its plugin, and threads of it that still wait then crash the process."""
     openvino = require("openvino", "fast")
-    core = openvino.Core()
+    return openvino, openvino.Core()
+
+
+def _openvino(graph: bytes, precision: str) -> Engine:
+    openvino, core = _openvino_core()
     model = core.read_model(graph)
     _, *rest = model.input(0).partial_shape
     model.reshape(openvino.PartialShape([openvino.Dimension(1), *rest]))
