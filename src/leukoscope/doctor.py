@@ -18,7 +18,8 @@ def doctor() -> list[Check]:
         _package("torch", "train"),
         _torchvision(),
         _gpu(),
-        _package("openvino", "openvino"),
+        _package("openvino", "fast"),
+        _package("simplejpeg", ""),
         _weights(),
         _cores(),
     ]
