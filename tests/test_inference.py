@@ -131,7 +131,7 @@ def test_an_engine_that_is_dropped_takes_nothing_with_it(small: Made) -> None:
     script = (
         "import subprocess, sys, time; from pathlib import Path;"
         "from leukoscope.bundle import engines;"
-        f"engines.race(Path({str(small.bundle / 'model.onnx')!r}).read_bytes(), (32, 32), 1.0);"
+        f"engines.race(Path({str(small.bundle / 'model.onnx')!r}).read_bytes(), (32, 32));"
         "time.sleep(0.5); subprocess.run([sys.executable, '-V'], check=True)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
@@ -182,7 +182,7 @@ def test_an_engine_that_answers_otherwise_is_out_of_the_race(
     monkeypatch.setattr(engines, "open_engine", wrong)
     monkeypatch.setattr(engines, "_RACE", 0.02)
     size = Reader.load(small.bundle).contract.input.size
-    assert set(engines.race(graph, size, 1e-3)) == {"onnxruntime"}
+    assert set(engines.race(graph, size)) == {"onnxruntime"}
 
 
 def test_an_unknown_engine_is_refused(small: Made, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from commands import Made, done, make, no_parts, refused
 from leukoscope.bundle.inference import Reader
 from leukoscope.bundle.quantisation import correct_biases, quantised, simplified
 from leukoscope.compat import onnx_session
+from leukoscope.errors import InputError
 from leukoscope.models.graph import to_onnx
 from leukoscope.recipes import quantised as judged
 
@@ -74,7 +76,7 @@ def test_corrected_biases_take_the_mean_shift_back() -> None:
     model = simplified(graph, images[:3])
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
-    correct_biases(model, images)
+    correct_biases(model, images, {node.name for node in model.graph.node})
     rounded = {t.name: t for t in model.graph.initializer}
     for tensor in plain.graph.initializer:  # the same weights, without their biases
         if len(tensor.dims) == 4:
@@ -159,3 +161,40 @@ def test_int8_needs_the_run_s_images(small: Made, tmp_path: Path) -> None:
     (tmp_path / "run" / "environment.json").write_text(json.dumps(stated))
     said = refused("export", tmp_path / "run", "-o", tmp_path / "b", "--precision", "int8")
     assert "aren't where it says" in said
+
+
+def test_a_bundle_that_this_processor_computes_otherwise_is_refused(
+    bundle: Path, tmp_path: Path
+) -> None:
+    there = shutil.copytree(bundle, tmp_path / "bundle")
+    Reader.load(there)
+    stated = json.loads((there / "contract.json").read_text())
+    stated["model"]["rehearsal"] = [x + 1 for x in stated["model"]["rehearsal"]]
+    (there / "contract.json").write_text(json.dumps(stated))
+    with pytest.raises(InputError, match="otherwise than where it was judged"):
+        Reader.load(there)
+
+
+def test_sets_calibrated_out_of_fold_stay(small: Made, tmp_path: Path) -> None:
+    run = shutil.copytree(small.run, tmp_path / "run")
+    path = run / "model" / "contract.json"
+    stated = json.loads(path.read_text())
+    stated["prediction_sets"] |= {"out_of_fold": 200, "calibrated_on": 240}
+    path.write_text(json.dumps(stated))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judged, "COST", 1.0)
+        done("export", run, "-o", tmp_path / "int8", "--precision", "int8")
+    found = json.loads((tmp_path / "int8" / "contract.json").read_text())
+    assert found["prediction_sets"] == stated["prediction_sets"]
+    assert found["temperature"] == stated["temperature"]
+
+
+def test_spared_convolutions_keep_their_weights() -> None:
+    graph, images = graph_and_images()
+    model = simplified(graph, images[:3])
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    first, *rest = [n for n in model.graph.node if n.op_type == "Conv"]
+    correct_biases(model, images, {node.name for node in rest})
+    after = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert all((before[name] == after[name]).all() for name in first.input[1:])
+    assert (before[rest[0].input[1]] != after[rest[0].input[1]]).any()

@@ -12,7 +12,7 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
-# Of a container or a batch system it is the cores lent that count.
+# Of a batch system it is the cores lent that count.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = max(2, CORES)
 
@@ -20,7 +20,7 @@ WORKERS = max(2, CORES)
 def ahead(
     function: Callable[[A], B],
     items: Iterable[A],
-    depth: int = 16,
+    depth: int = max(16, 2 * WORKERS),
     start: Callable[[], None] | None = None,
 ) -> Iterator[B]:
     """`map(function, items)` in order, at most `depth` results ahead of who asks.

@@ -130,7 +130,8 @@ class Model(Table):
 
     `zscore`: rows of each network's features are standardised. `heat_maps`: the graph also gives
     the last feature map and each class's gradient, which Grad-CAM needs. `classical` is the
-    SHA-256 of `classical.skops` in a run's model folder, "" where there is none.
+    SHA-256 of `classical.skops` in a run's model folder, "" where there is none. `rehearsal` is
+    what an int8 graph answered to `inference.noise` where it was judged.
     """
 
     networks: Annotated[list[Network], Field(min_length=1)]
@@ -139,6 +140,7 @@ class Model(Table):
     classical: str = ""
     heat_maps: bool = True
     precision: Literal["fp32", "int8"] = "fp32"
+    rehearsal: list[float] = []
     sha256: str = ""
 
     @property

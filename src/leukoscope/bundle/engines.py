@@ -2,11 +2,12 @@
 
 On a CPU every engine runs one image at a time on one core, called from as many threads as there are
 cores: nothing is handed from thread to thread, a core's cache holds one image's activations, and no
-image's answer depends on its neighbours (`benchmarks/inference.py` measures other batch sizes).
+image's answer depends on its neighbours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from leukoscope.bundle.contract import OUTPUTS
 from leukoscope.compat import onnx_session, require
 from leukoscope.errors import UnknownNameError
 from leukoscope.files import write_json
@@ -31,8 +33,8 @@ from leukoscope.parallel import WORKERS
 NAMES = ("auto", "onnxruntime", "openvino", "openvino-bf16")
 """`openvino-bf16` rounds weights and activations to bfloat16, so it is never chosen by `auto`."""
 MANY = 500  # images from which it pays to measure which engine is the fastest here
-TOLERANCE = {"fp32": 1e-3, "int8": 0.1}
-"""How far an engine's logits may be from ONNX Runtime's, relative to the largest."""
+TOLERANCE = 1e-3
+"""How far an engine's fp32 logits may be from ONNX Runtime's, relative to the largest."""
 _GPU = ("CUDAExecutionProvider", "ROCMExecutionProvider")
 _GPU_BATCH = 16
 _RACE = 0.3  # seconds
@@ -71,23 +73,22 @@ def choose(graph: bytes, size: tuple[int, int], precision: str, images: int) -> 
 
     `size`: (height, width) of the input; `precision`: that of the contract.
     """
-    if images < MANY or find_spec("openvino") is None or _gpu():
+    # An int8 bundle was judged and calibrated with ONNX Runtime; another engine's rounding differs.
+    if images < MANY or precision != "fp32" or find_spec("openvino") is None or _gpu():
         return "onnxruntime"
     kept = _kept(graph)
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))["engine"]
         return found if found in NAMES[1:3] else "onnxruntime"
     except (OSError, ValueError, KeyError, TypeError):
-        rates = race(graph, size, TOLERANCE[precision])
+        rates = race(graph, size)
     fastest = max(rates, key=lambda name: rates[name])
-    try:
+    with contextlib.suppress(Exception):  # measured again next time; answers don't hang on a cache
         write_json(kept, {"engine": fastest, "images_per_second": rates})
-    except Exception:  # noqa: BLE001 - measured again next time; answers don't hang on a cache
-        return fastest
     return fastest
 
 
-def race(graph: bytes, size: tuple[int, int], tolerance: float) -> dict[str, float]:
+def race(graph: bytes, size: tuple[int, int]) -> dict[str, float]:
     """Images a second of each engine that answers as ONNX Runtime does, on all cores."""
     images = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
     rates: dict[str, float] = {}
@@ -101,7 +102,7 @@ def race(graph: bytes, size: tuple[int, int], tolerance: float) -> dict[str, flo
                 raise
             continue
         wanted = wanted if wanted.size else said
-        if np.abs(said - wanted).max() <= tolerance * (np.abs(wanted).max() or 1.0):
+        if np.abs(said - wanted).max() <= TOLERANCE * (np.abs(wanted).max() or 1.0):
             rates[name] = _rate(engine, images)
     return rates
 
@@ -171,7 +172,8 @@ def _openvino(graph: bytes, precision: str) -> Engine:
         "INFERENCE_PRECISION_HINT": precision,
     }  # fmt: skip
     compiled = core.compile_model(model, "CPU", settings)
-    names = tuple(output.get_any_name() for output in compiled.outputs)
+    # A tensor may have several names, and only the contract's are known outside.
+    names = tuple(min(output.get_names(), key=_order) for output in compiled.outputs)
     own = threading.local()
 
     def each(images: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
@@ -186,6 +188,10 @@ def _openvino(graph: bytes, precision: str) -> Engine:
 
     name = "openvino-bf16" if precision == "bf16" else "openvino"
     return Engine(name, names, 1, each)
+
+
+def _order(name: str) -> tuple[bool, str]:
+    return name not in OUTPUTS, name
 
 
 def _joined(said: list[list[np.ndarray]]) -> list[np.ndarray]:

@@ -25,6 +25,9 @@ BATCH = 32  # answers made of logits and features at a time
 
 Seen = tuple[np.ndarray, np.ndarray] | UnreadableError
 
+REPEATED = 0.1
+"""How far a rehearsed int8 answer may be from the stated one, relative to the largest logit."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -99,6 +102,9 @@ class Reader:
             if found != len(self.contract.classes):
                 raise ValueError(f"{found} logits, {len(self.contract.classes)} classes")
             self.answer(blank)
+            self._repeat()
+        except InputError:
+            raise
         except Exception as problem:  # noqa: BLE001 - ONNX Runtime's share no class of their own
             why = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             raise InputError(
@@ -106,6 +112,19 @@ class Reader:
                 fix="Export the bundle again.",
                 field="bundle",
             ) from None
+
+    def _repeat(self) -> None:
+        """InputError where this processor's integer arithmetic isn't that which was judged."""
+        wanted = np.array(self.contract.model.rehearsal)
+        if not wanted.size:
+            return
+        found = self.run(noise(self.contract.input.size), ("logits",))[0][0]
+        if np.abs(found - wanted).max() > REPEATED * np.abs(wanted).max():
+            raise InputError(
+                "This processor computes the int8 graph otherwise than where it was judged",
+                fix="Export the run with --precision fp32 and use that bundle here.",
+                field="bundle",
+            )
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) to float32 (3, h, w): preprocessing chain, then mean and std."""
@@ -199,6 +218,12 @@ class Reader:
             yield path, Answers(said.probs[row], said.sets[row], said.novelty[row],
                                 said.features[row])  # fmt: skip
             place += 1
+
+
+def noise(size: tuple[int, int]) -> np.ndarray:
+    """The same standard normal float32 (1, 3, h, w) everywhere, of which an int8 bundle knows the
+    answer."""
+    return np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
 
 
 def answers(logits: np.ndarray, features: np.ndarray, contract: Contract) -> Answers:

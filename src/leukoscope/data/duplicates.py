@@ -29,7 +29,7 @@ from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from leukoscope.data.signature import SIDE
-from leukoscope.parallel import ahead
+from leukoscope.parallel import WORKERS, ahead
 
 if TYPE_CHECKING:
     from leukoscope.data.index import CellIndex
@@ -218,7 +218,7 @@ def _candidates(descriptors: np.ndarray, rng: np.random.Generator) -> np.ndarray
     # A core takes a leaf; products this small gain nothing from sharing them.
     with threadpool_limits(limits=1, user_api="blas"):
         for _ in range(TREES):
-            alike = ahead(partial(_alike, flat, views), _leaves(flat, views, rng), depth=4)
+            alike = ahead(partial(_alike, flat, views), _leaves(flat, views, rng), 2 * WORKERS)
             best = _best(np.concatenate([best, *alike]), n)
     one, other, _ = best.T
     view = np.empty(len(best), np.int64)

@@ -95,9 +95,9 @@ def fit_conformal(probs: np.ndarray, labels: np.ndarray, coverage: float = 0.9) 
 
     probs (n, k) and labels (n,) of calibration images. Nonconformity is 1 - p of the true class; a
     class's threshold is its (n_c + 1) coverage-th smallest, interpolated between the two nearest
-    (Hutson 1999), so that sets hold the true class with a probability of `coverage`, for each class
-    by itself. Rounded up instead, 45 images give .913 for .9, and ten give .909 to 1. A class with
-    too few images for that (fewer than coverage / (1 - coverage)) gets ALWAYS_INCLUDED.
+    (Hutson 1999), so that sets hold the true class with a probability of about `coverage`, for
+    each class by itself. Rounded up instead, 45 images give .913 for .9. A class with too few
+    images (fewer than coverage / (1 - coverage)) gets ALWAYS_INCLUDED.
     """
     probs, labels = checked(probs, labels, "probs")
     if not 0 < coverage < 1:

@@ -86,10 +86,13 @@ def background_colour(image: np.ndarray) -> np.ndarray:
 
 def histogram(image: np.ndarray, channel: int = 0) -> np.ndarray:
     """How often each level occurs in a channel of uint8 (H, W), (n,) or (H, W, 3): int64 (256,)."""
-    if image.size <= 2**24:  # counted in float32, which is exact up to here
+    most = 2**24  # counted in float32, which is exact up to here
+    if image.size <= most:
         return cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
-    half = len(image) // 2
-    return histogram(image[:half], channel) + histogram(image[half:], channel)
+    plane = image if image.ndim < 3 else image[..., channel]
+    flat = np.ascontiguousarray(plane).reshape(-1, 1)
+    parts = [histogram(flat[start : start + most]) for start in range(0, len(flat), most)]
+    return np.sum(parts, axis=0)
 
 
 def percentiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:

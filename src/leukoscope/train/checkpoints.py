@@ -159,6 +159,8 @@ def clear(run: Path) -> None:
     for folder in (run / "checkpoints", *run.glob("networks/*/checkpoints")):
         for path in folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
+    for fold in (run / "checkpoints").glob("fold-*"):
+        shutil.rmtree(fold, ignore_errors=True)
 
 
 def share(source: Path, target: Path) -> None:
