@@ -251,9 +251,34 @@ def test_two_reviewers_see_each_other_and_nothing_is_lost(office: Office) -> Non
     anna.locator(f"section[data-label='{first}'] #cell-{cell}").wait_for()  # his stands
     refused.get_by_role("button", name="Store mine").click()
     boris.locator(f"section[data-label='unclassifiable'] #cell-{cell}").wait_for(timeout=5000)
+    anna.unroute("**/changes?*")
+    _comments_survive(anna, boris, cell)
     del office.said[said:]  # the browser itself notes refused requests
     anna.context.close()
     boris.context.close()
+
+
+def _comments_survive(anna: Any, boris: Any, cell: int) -> None:
+    """Looking erases nothing, and of two who write at once none erases the other."""
+    for page in (anna, boris):
+        page.locator(f"#cell-{cell}").dblclick()
+        page.locator("#words").wait_for()
+    boris.locator("#words").fill("his")
+    boris.locator("[data-part=shut]").click()
+    anna.locator(f"#cell-{cell} [title='his']").wait_for(state="attached")
+    assert anna.locator("#words").input_value() == "his"
+    anna.locator("[data-part=shut]").click()
+
+    anna.locator(f"#cell-{cell}").dblclick()
+    boris.locator(f"#cell-{cell}").dblclick()
+    anna.locator("#words").fill("hers")
+    boris.locator("#words").fill("his again")
+    boris.locator("[data-part=shut]").click()
+    anna.locator(f"#cell-{cell} [title='his again']").wait_for(state="attached")
+    assert anna.locator("#words").input_value() == "hers"
+    anna.locator("[data-part=shut]").click()
+    anna.locator(".toast", has_text="commented on it").wait_for()
+    anna.locator(f"#cell-{cell} [title='his again']").wait_for(state="attached")
 
 
 def test_a_viewer_sees_but_cannot_touch(office: Office) -> None:

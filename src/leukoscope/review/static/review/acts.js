@@ -35,7 +35,8 @@ async function reload() {
   count();
 }
 
-function act(ids, { early, path, body, words }) {
+function act(ids, { seen, ...what }) {
+  const { early, path, body, words } = what;
   if (!ids.length) return;
   for (const id of ids) state.pending.set(id, (state.pending.get(id) ?? 0) + 1);
   const cells = ids.map((id) => state.cells.get(id));
@@ -46,7 +47,8 @@ function act(ids, { early, path, body, words }) {
   queue = queue.then(async () => {
     try {
       // Revisions are read when its turn has come: the act before has raised them.
-      const done = await post(path, body(Object.fromEntries(ids.map((id) => [id, state.cells.get(id).revision]))));
+      const revisions = Object.fromEntries(ids.map((id) => [id, state.cells.get(id).revision]));
+      const done = await post(path, body({ ...revisions, ...seen }));
       release(ids);
       const late = done.cells.filter((cell) => state.pending.has(cell.id));
       for (const cell of late) state.cells.get(cell.id).revision = cell.revision;
@@ -56,7 +58,7 @@ function act(ids, { early, path, body, words }) {
       count();
     } catch (problem) {
       release(ids);
-      await refused(problem, () => act(ids, { early, path, body, words }));
+      await refused(problem, () => act(ids, problem.status === 409 ? what : { seen, ...what }));
     }
   });
   return queue;
@@ -114,11 +116,13 @@ export function confirm(ids, { go = true } = {}) {
   if (go) focus(on);
 }
 
-export function comment(id, text) {
-  if (!state.editable || state.cells.get(id).comment === text) return undefined;
+/** `revision`: the cell's when the comment that this one replaces was read. */
+export function comment(id, text, revision) {
+  if (!state.editable) return undefined;
   return act([id], {
     early: (cell) => { cell.comment = text; },
     path: `cells/${id}/comment`, body: (cells) => ({ text, revision_seen: cells[id] }), words: "Comment stored",
+    seen: { [id]: revision },
   });
 }
 
@@ -141,14 +145,15 @@ export function takeBack(kind) {
 /** What others did since; own acts have been shown already. */
 async function follow() {
   const found = await get(`${base}/changes?since=${state.revision}`);
-  tools(found);
-  if (found.revision === state.revision) return;
+  if (found.revision <= state.revision) return tools(found);
   state.revision = found.revision;
   if (found.cells.some((cell) => cell.model_id !== state.model)) return void location.reload();
   take(found.cells.filter((cell) => !state.pending.has(cell.id)));
+  tools(found);
   for (const change of found.changes.filter((one) => one.by !== state.me)) report(change);
   if (found.changes.length) count();
   if ((found.state === "open") !== state.open) location.reload();
+  return undefined;
 }
 
 function report(change) {

@@ -8,6 +8,18 @@ export const dialog = document.getElementById("enlarge");
 const parts = Object.fromEntries([...dialog.querySelectorAll("[data-part]")].map((one) => [one.dataset.part, one]));
 let current = null;
 let heat = false;
+let read = { text: "", revision: -1 };  // the comment as the reviewer began from it
+
+function fill(cell) {
+  parts.words.value = cell.comment;
+  read = { text: parts.words.value, revision: cell.revision };
+}
+
+function store() {
+  const text = parts.words.value.trim();
+  if (text !== read.text.trim()) comment(current, text, read.revision);
+  read.text = parts.words.value;
+}
 
 const NICE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
 
@@ -79,15 +91,16 @@ function draw() {
   parts.image.alt = heat ? `Cell ${cell.id} under its heat map for ${named(cell.predicted)}` : `Cell ${cell.id}`;
   parts.explain.hidden = !heat;
   parts.explain.textContent = `Warm colours: where the model sees evidence for ${named(cell.predicted)}.`;
-  if (parts.words && document.activeElement !== parts.words) parts.words.value = cell.comment;
+  // What others write shows, unless it would wipe out what is being written here.
+  if (parts.words && parts.words.value === read.text && cell.comment !== read.text && !state.pending.has(cell.id)) fill(cell);
 }
 
 export function open(id, { warm = false } = {}) {
   if (id === null || !state.cells.has(id)) return;
   if (!dialog.open) heat = warm && state.heatMaps;
-  if (parts.words && current !== null && current !== id) store();
+  if (parts.words && dialog.open) store();
   current = id;
-  if (parts.words) parts.words.value = state.cells.get(id).comment;
+  if (parts.words) fill(state.cells.get(id));
   draw();
   references(state.cells.get(id));
   field(state.cells.get(id));
@@ -97,8 +110,6 @@ export function open(id, { warm = false } = {}) {
   }
   dialog.querySelector(".body").scrollTop = 0;
 }
-
-const store = () => comment(current, parts.words.value.trim());
 
 export const opened = () => (dialog.open ? current : null);
 export const refresh = () => { if (dialog.open) draw(); };
