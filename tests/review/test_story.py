@@ -253,6 +253,7 @@ def test_two_reviewers_see_each_other_and_nothing_is_lost(office: Office) -> Non
     boris.locator(f"section[data-label='unclassifiable'] #cell-{cell}").wait_for(timeout=5000)
     anna.unroute("**/changes?*")
     _comments_survive(anna, boris, cell)
+    _what_was_not_stored_goes_back(anna, cell)
     del office.said[said:]  # the browser itself notes refused requests
     anna.context.close()
     boris.context.close()
@@ -279,6 +280,17 @@ def _comments_survive(anna: Any, boris: Any, cell: int) -> None:
     anna.locator("[data-part=shut]").click()
     anna.locator(".toast", has_text="commented on it").wait_for()
     anna.locator(f"#cell-{cell} [title='his again']").wait_for(state="attached")
+
+
+def _what_was_not_stored_goes_back(page: Any, cell: int) -> None:
+    was = _label(page, cell)
+    page.route("**/api/v1/**", lambda route: route.abort())
+    page.locator(f"#cell-{cell}").click()
+    page.keyboard.press("x")
+    page.locator(".toast", has_text="your last change was not stored").wait_for()
+    assert _label(page, cell) == "artefact"
+    page.unroute("**/api/v1/**")
+    page.locator(f"section[data-label='{was}'] #cell-{cell}").wait_for(timeout=5000)
 
 
 def test_a_viewer_sees_but_cannot_touch(office: Office) -> None:

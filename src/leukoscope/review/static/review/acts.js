@@ -31,6 +31,7 @@ export async function load() {
 /** How it stands on the server, all of it: after a refusal, what was shown too early goes back. */
 async function reload() {
   const found = await get(`${base}/cells`);
+  state.stale = false;
   take(found.cells.filter((cell) => !state.pending.has(cell.id)));
   count();
 }
@@ -72,7 +73,7 @@ function release(ids) {
 }
 
 async function refused(problem, again) {
-  await reload().catch(() => {});
+  await reload().catch(() => { state.stale = true; });
   if (problem.status === 409 && state.editable) {
     tell(`${problem.message}. Yours was not stored.`, { bad: true, seconds: 30, act: { label: "Store mine", run: again } });
   } else if (problem.status === 0) {
@@ -145,6 +146,7 @@ export function takeBack(kind) {
 /** What others did since; own acts have been shown already. */
 async function follow() {
   const found = await get(`${base}/changes?since=${state.revision}`);
+  if (state.stale) await reload();
   if (found.revision <= state.revision) return tools(found);
   state.revision = found.revision;
   if (found.cells.some((cell) => cell.model_id !== state.model)) return void location.reload();
@@ -164,6 +166,7 @@ function report(change) {
 }
 
 export function keepUp() {
+  addEventListener("beforeunload", (event) => { if (state.pending.size) event.preventDefault(); });
   setInterval(async () => {
     if (document.hidden) return;
     try {

@@ -9,6 +9,7 @@ export const state = {
   selected: new Set(),
   focus: null,
   pending: new Map(),  // cell id -> acts of ours on their way
+  stale: false,  // whether something is shown that the server has refused or not heard of
   undo: false,
   redo: false,
   filter: { flag: "", label: "", text: "" },
