@@ -380,6 +380,9 @@ def test_the_grid_is_a_listbox_with_one_stop_and_a_dialog_that_gives_focus_back(
     page.keyboard.press("Enter")
     page.locator("#enlarge[open]").wait_for()
     assert page.get_by_text("Reference:").count() >= 1
+    with page.expect_response("**/heatmap?label=*&model=*") as answer:
+        page.keyboard.press("h")
+    assert answer.value.ok
     page.keyboard.press("Escape")
     page.locator("#enlarge").wait_for(state="hidden")
     assert page.evaluate("document.activeElement.id") == f"cell-{cell}"

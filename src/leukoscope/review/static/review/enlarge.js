@@ -86,7 +86,8 @@ function draw() {
   parts.facts.replaceChildren(facts(cell), make("h3", {}, "What the model weighed"), probabilities(cell, 6));
   parts.heat?.setAttribute("aria-pressed", `${heat}`);
   for (const button of parts.classes?.children ?? []) button.setAttribute("aria-pressed", `${cell.label === button.dataset.label}`);
-  const source = heat ? `/api/v1/cells/${cell.id}/heatmap` : `/api/v1/cells/${cell.id}/image`;
+  // Pictures are kept for good: by its model's number a heat map of an earlier reading isn't taken for this one's.
+  const source = heat ? `/api/v1/cells/${cell.id}/heatmap?label=${encodeURIComponent(cell.predicted)}&model=${cell.model_id}` : `/api/v1/cells/${cell.id}/image`;
   if (parts.image.getAttribute("src") !== source) parts.image.src = source;
   parts.image.alt = heat ? `Cell ${cell.id} under its heat map for ${named(cell.predicted)}` : `Cell ${cell.id}`;
   parts.explain.hidden = !heat;
