@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from serving import Served, new_case, serving
@@ -222,6 +223,21 @@ def test_a_large_body_is_refused_before_it_is_read(served: Served) -> None:
     body = b"x" * (security.BODY_BYTES + 1)
     for path in (f"{PREFIX}/cases", f"{PREFIX}/session", "/login"):
         assert anna.post(path, content=body).status_code == 413
+
+
+def test_nothing_of_an_upload_is_read_before_it_is_known_who_sends_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_: Request) -> Any:
+        raise AssertionError("the body was read")
+
+    anna = served.browser("anna")
+    del anna.headers["X-CSRF-Token"]
+    monkeypatch.setattr(Request, "form", read)
+    monkeypatch.setattr(Request, "stream", read)
+    path = f"{PREFIX}/uploads/x1?offset=0"
+    assert served.anonymous.put(path, files={"a": b"x" * 100}).status_code == 401
+    assert anna.put(path, files={"a": b"x" * 100}).status_code == 403
 
 
 def test_attempts_are_counted_by_address() -> None:
