@@ -81,6 +81,20 @@ def test_only_reviewers_make_and_edit_cases(lab: Lab) -> None:
         assert json.loads(line.details)["was"] == {"slide": "S1", "notes": ""}
 
 
+def test_an_edit_is_a_revision_that_no_other_edit_or_signature_overlooks(lab: Lab) -> None:
+    with lab.database.begin() as session:
+        seen = cases.find(session, lab.case).revision
+        cases.edit(session, lab.boris, lab.case, seen, pseudonym="P-002")
+        with pytest.raises(Conflict, match="since you looked"):
+            signing.sign(session, lab.anna, lab.case, seen, PASSWORD)
+        with pytest.raises(Conflict, match="boris"):
+            cases.edit(session, lab.anna, lab.case, seen, pseudonym="P-003")
+        assert cases.edit(session, lab.anna, lab.case, seen + 1, stain="W").pseudonym == "P-002"
+        acts = changes.changes(session, lab.case, seen)
+    said = [(act.kind, act.by, act.cells) for act in acts]
+    assert said == [("edit", "boris", []), ("edit", "anna", [])]
+
+
 def test_bad_texts_are_refused(lab: Lab) -> None:
     with lab.database.begin() as session:
         for wrong in (
@@ -198,6 +212,8 @@ def test_another_model_never_overwrites(lab: Lab) -> None:
     changed = next(v for v in views if v.id == lab.cells[0])
     assert (changed.predicted, changed.label, changed.shown) == ("blast", "monocyte", "monocyte")
     assert (line.action, line.contract_sha256) == ("use model", other.contract_sha256)
+    with lab.database.begin() as session, pytest.raises(Conflict, match="since you saw it"):
+        changes.confirm(session, lab.anna, lab.case, {lab.cells[1]: before})
     with lab.database.begin() as session:
         late = upload(session, lab.case, lab.anna, "late.png")
         with pytest.raises(Conflict, match="another model"):

@@ -172,19 +172,48 @@ def create(
     return made
 
 
-def edit(session: Session, by: User, case_id: str, **changed: str) -> Case:
-    """Change pseudonym, slide, stain or notes of an open case."""
+def edit(
+    session: Session, by: User, case_id: str, revision_seen: int | None = None, **changed: str
+) -> Case:
+    """Change pseudonym, slide, stain or notes of an open case: a revision of it.
+
+    Conflict where somebody did so since `revision_seen`.
+    """
     by = acting(session, by, "reviewer")
     found = open_case(session, case_id)
     unknown = set(changed) - set(_LENGTHS)
     if unknown:
         raise UnknownNameError("field", min(unknown), _LENGTHS)
+    if revision_seen is not None:
+        _refuse_edited(session, found, revision_seen)
     texts = _texts(**changed)
     was = {name: getattr(found, name) for name, value in texts.items()}
     for name, value in texts.items():
         setattr(found, name, value)
+    found.revision += 1
+    session.add(
+        Change(case_id=found.id, revision=found.revision, kind="edit", user_id=by.id,
+               before=was, after=texts)
+    )  # fmt: skip
     audit.record(session, by, "edit case", found, was=was, now=texts)
     return found
+
+
+def _refuse_edited(session: Session, found: Case, seen: int) -> None:
+    """Cells may have come since then: those aren't in the way."""
+    query = (
+        select(User.name)
+        .join(Change, Change.user_id == User.id)
+        .where(Change.case_id == found.id, Change.kind == "edit", Change.revision > seen)
+        .order_by(Change.revision.desc())
+    )
+    name = session.scalars(query.limit(1)).first()
+    if name is not None:
+        raise Conflict(
+            f"{name} changed what the case is called since you saw it",
+            fix="Load the page again, then decide.",
+            field="revision_seen",
+        )
 
 
 def find(session: Session, case_id: str) -> Case:

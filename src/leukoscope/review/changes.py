@@ -32,7 +32,7 @@ class Act:
     """One change of a case as others see it: who, what, and the values it left, by cell."""
 
     revision: int
-    kind: str  # label, comment, undo, redo, sign, amend, read
+    kind: str  # label, comment, undo, redo, sign, amend, read, edit
     by: str
     at: datetime.datetime
     after: Values
@@ -74,6 +74,7 @@ def confirm(session: Session, by: User, case_id: str, seen: Mapping[int, int]) -
         )
         after |= {cell_id: {"label": label} for cell_id, label in session.execute(query)}
     _none_missing(seen, after)
+    _refuse_read_again(session, case, seen)
     return _act(session, by, case, "label", after, seen)
 
 
@@ -142,6 +143,22 @@ def _act(
                 if change.revision > seen[cell_id] and touched.keys() & after[cell_id].keys():
                     raise _overtaken(session, change, cell_id)
     return _write(session, by, case, kind, present, after)
+
+
+def _refuse_read_again(session: Session, case: Case, seen: Mapping[int, int]) -> None:
+    """Who says that the model is right must have seen what this model says."""
+    oldest = min([*seen.values(), 2**31 - 1])
+    query = select(Change.revision, Change.after).where(
+        Change.case_id == case.id, Change.kind == "read", Change.revision > oldest
+    )
+    for revision, after in session.execute(query):
+        for cell_id in seen.keys() & _values(after).keys():
+            if revision > seen[cell_id]:
+                raise Conflict(
+                    f"Another model has read cell {cell_id} since you saw it",
+                    fix="Look at what it says, then decide.",
+                    field="cells",
+                )
 
 
 def _reverse(session: Session, by: User, case: Case, target: Change | None, kind: str) -> Act:

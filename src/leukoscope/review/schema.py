@@ -226,7 +226,8 @@ class Change(Base):
     """One act of one person on a case: what it was before and what after.
 
     `before` and `after` map the ids of the cells concerned, as text, to what was changed:
-    {label} or {comment}. `undone` is null while it stands.
+    {label} or {comment}; of an edit they are the case's own texts. `undone` is null while it
+    stands. `kind`: label, comment, undo, redo, sign, amend, read, edit.
     """
 
     __tablename__ = "changes"
@@ -234,7 +235,7 @@ class Change(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     case_id: Mapped[str] = mapped_column(ForeignKey("cases.id"), index=True)
     revision: Mapped[int]
-    kind: Mapped[str] = mapped_column(String(16))  # label, comment, undo, redo, sign, amend, read
+    kind: Mapped[str] = mapped_column(String(16))
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     before: Mapped[dict[str, Any]]
     after: Mapped[dict[str, Any]]

@@ -108,6 +108,7 @@ class NewCase(Given):
 
 
 class CaseChange(Given):
+    revision_seen: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     pseudonym: str | None = None
     slide: str | None = None
     stain: str | None = None
@@ -291,7 +292,7 @@ class Change(BaseModel):
     """One act: by whom, and the label that all its cells got, if it was one."""
 
     revision: int
-    kind: Literal["label", "comment", "undo", "redo", "sign", "amend", "read"]
+    kind: Literal["label", "comment", "undo", "redo", "sign", "amend", "read", "edit"]
     by: str
     at: datetime.datetime
     label: str | None

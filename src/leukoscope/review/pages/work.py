@@ -77,7 +77,7 @@ def case(case_id: str, user: Viewer, database: Data) -> Response:  # noqa: ARG00
     """To where the case stands: its images while there are no cells, then its review or report."""
     with database.read() as session:
         found = cases.find(session, case_id)
-        empty = found.revision == 0
+        empty = not _cells(session, found.id)
     last = "images" if empty else "report" if found.state == "signed" else "review"
     return seen(f"/cases/{case_id}/{last}")
 
@@ -130,6 +130,7 @@ def edit(
     user: Reviewer,
     case_id: str,
     database: Data,
+    revision: Annotated[int, Form(ge=0, le=2**31 - 1)],
     pseudonym: Text = "",
     slide: Text = "",
     stain: Text = "",
@@ -138,8 +139,9 @@ def edit(
     """Correct what the case is called."""
     with database.begin() as session:
         cases.edit(
-            session, user, case_id, pseudonym=pseudonym, slide=slide, stain=stain, notes=notes
-        )
+            session, user, case_id, revision,
+            pseudonym=pseudonym, slide=slide, stain=stain, notes=notes,
+        )  # fmt: skip
     return seen(f"/cases/{case_id}/images")
 
 
