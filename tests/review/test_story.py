@@ -386,6 +386,10 @@ def test_the_grid_is_a_listbox_with_one_stop_and_a_dialog_that_gives_focus_back(
     page.keyboard.press("Escape")
     page.locator("#enlarge").wait_for(state="hidden")
     assert page.evaluate("document.activeElement.id") == f"cell-{cell}"
+    page.locator("#show-help").focus()
+    page.keyboard.press("x")
+    assert page.locator("section[data-label='artefact']").count() == 0
+    page.locator(f"#cell-{cell}").focus()
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
     page.context.close()

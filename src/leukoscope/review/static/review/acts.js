@@ -9,9 +9,11 @@ const base = `cases/${state.caseId}`;
 let queue = Promise.resolve();
 let said = false;  // whether it was told that the server is out of reach
 
+/** What the server said of cells, unless an answer that overtook this one said newer things. */
 function take(cells) {
-  for (const cell of cells) state.cells.set(cell.id, cell);
-  put(cells);
+  const fresh = cells.filter((cell) => !(state.cells.get(cell.id)?.revision > cell.revision));
+  for (const cell of fresh) state.cells.set(cell.id, cell);
+  put(fresh);
 }
 
 function tools({ undo, redo }) {

@@ -130,6 +130,8 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     toggle(state.focus);
   } else if (event.key === "Escape") select([]);
+  // Letters act on cells only: what is dictated or slipped elsewhere must not (WCAG 2.1.4).
+  else if (event.target !== document.body && !event.target.closest("#groups, .keys, dialog")) return;
   else if (key === "enter" && event.target.closest("button, a, summary")) return;
   else if (ACTS[key]) {
     event.preventDefault();
