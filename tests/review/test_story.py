@@ -323,10 +323,30 @@ def test_an_upload_that_is_cut_off_goes_on_by_itself(office: Office) -> None:
             route.continue_()
 
     page.route("**/api/v1/uploads/*offset=*", once)
+    finished: list[str] = []
+
+    def lost(route: Any) -> None:
+        finished.append(route.request.url)
+        route.abort() if len(finished) == 1 else route.continue_()
+
+    page.route("**/api/v1/uploads/*/finish", lost)
     story.upload(page, office.images(3))
     assert cut
+    assert len(finished) == 4
     page.get_by_text("3 cells are ready").wait_for()
+    _given_up(page, office.images(4)[3])
     page.context.close()
+
+
+def _given_up(page: Any, path: Path) -> None:
+    """A file that won't come any more is given up, lest its case stay unsignable."""
+    page.route("**/api/v1/uploads/*offset=*", lambda route: route.fulfill(status=400, json={}))
+    page.locator("#pick-files").set_input_files(str(path))
+    page.get_by_text("1 file hasn't arrived whole").wait_for()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name=f"Give up {path.name}").click()
+    page.get_by_text("1 file couldn't be used").wait_for()
+    assert page.get_by_role("button", name="Give up").count() == 0
 
 
 NAMELESS = """() => [...document.querySelectorAll("button, a[href], input, select, textarea, img")]

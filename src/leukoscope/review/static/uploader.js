@@ -57,16 +57,17 @@ class Row {
     this.upload = upload;
     let at = upload.received ?? 0;
     let failures = 0;
-    while (at < this.file.size && this.state === "sending") {
+    while (this.state === "sending") {
       this.abort = new AbortController();
+      const { signal } = this.abort;
       try {
-        const piece = this.file.slice(at, at + PIECE);
-        const said = await send("PUT", `uploads/${upload.id}?offset=${at}`, piece, { raw: true, signal: this.abort.signal });
+        if (at >= this.file.size) return this.over(await send("POST", `uploads/${upload.id}/finish`, {}, { signal }));
+        const said = await send("PUT", `uploads/${upload.id}?offset=${at}`, this.file.slice(at, at + PIECE), { raw: true, signal });
         at = said.received;
         failures = 0;
       } catch (problem) {
         if (problem.name === "AbortError") break;
-        if (problem.status !== 0 && problem.status !== 409) throw problem;
+        if ((problem.status !== 0 && problem.status !== 409) || problem.field === "state") throw problem;
         failures += 1;
         if (failures > 8) throw problem;
         this.words.textContent = "server out of reach, trying again";
@@ -77,10 +78,12 @@ class Row {
       this.bar.value = at;
       if (this.state === "sending") this.words.textContent = `${megabytes(at)} of ${megabytes(this.file.size)}`;
     }
-    if (this.state !== "sending") return;
-    const said = await post(`uploads/${upload.id}/finish`);
-    if (said.state === "duplicate") this.show("duplicate", "already in this case");
-    else if (said.state === "failed") this.show("failed", said.error || "can't be read");
+    return undefined;
+  }
+
+  over({ state, error }) {
+    if (state === "duplicate") this.show("duplicate", "already in this case");
+    else if (state === "failed") this.show("failed", error || "can't be read");
     else this.show("done", "received");
   }
 
@@ -123,6 +126,19 @@ function add(files) {
   summarise();
   pump();
 }
+
+/** A file that won't come any more would keep its case from being signed. */
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-give-up]");
+  if (!button || !confirm(`Give up ${button.dataset.name}? What has arrived of it is deleted.`)) return;
+  const id = button.dataset.giveUp;
+  const row = rows.find((one) => one.upload?.id === id);
+  row?.show("failed", "given up");
+  row?.abort?.abort();
+  before = before.filter((u) => u.id !== id);
+  await send("DELETE", `uploads/${id}`).catch(tellProblem);
+  htmx.trigger("#progress", "refresh");
+});
 
 /** All files of what was dropped, folders opened. */
 async function filesOf(items) {
