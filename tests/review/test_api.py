@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving import Served, new_case, send, serving, settled, uploads
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from store import PASSWORD, person
 
-from leukoscope.review import accounts, jobs
+from leukoscope.review import accounts, jobs, worker
 from leukoscope.review.api import PREFIX
 from leukoscope.review.database import Database
 from leukoscope.review.schema import Job, Upload
@@ -126,6 +127,27 @@ def test_jobs_survive_a_restart(small_bundle: Path, tmp_path: Path, database_url
         assert {u["state"] for u in uploads(ada, case).values()} == {"done"}
 
 
+@pytest.mark.parametrize("kind", [OperationalError, IntegrityError])
+def test_a_job_waits_for_the_database_but_not_for_ever(
+    kind: type[DBAPIError], served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def broken(*_: object) -> None:
+        tried.append(1)
+        raise kind("INSERT", {}, Exception("no"))
+
+    monkeypatch.setattr(worker, "PATIENCE", 0.01)
+    monkeypatch.setitem(worker.WORK, "intake", broken)
+    anna = served.browser("anna")
+    case = new_case(anna)
+    send(anna, case, "a.png", bundle.cell())
+    with pytest.raises(AssertionError, match="failed"):
+        settled(anna, case)
+    assert len(tried) == (1 if kind is IntegrityError else worker.ATTEMPTS)
+    assert uploads(anna, case)["a.png"]["state"] == "failed"
+
+
 def test_another_model_never_overwrites(
     small_bundle: Path, tmp_path: Path, database_url: str
 ) -> None:
@@ -233,8 +255,6 @@ def test_an_export_of_an_unsigned_case_says_so(served: Served) -> None:
 
 
 def test_a_database_that_is_away_is_said(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sqlalchemy.exc import OperationalError
-
     def gone(_: Database) -> None:
         raise OperationalError("SELECT 1", {}, Exception("gone"))
 

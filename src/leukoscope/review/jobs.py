@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Literal
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from leukoscope.review import cases
@@ -51,12 +51,15 @@ def of_case(session: Session, case_id: str, most: int = 50) -> list[Job]:
     return list(session.scalars(query.limit(most)))
 
 
-def recover(session: Session) -> None:
-    """What ran when the server stopped waits again; to do it twice is harmless."""
-    session.execute(update(Job).where(Job.state == "running").values(state="waiting"))
+def begin(session: Session) -> Job | None:
+    """The job that has waited longest, running from now on; `arguments` count the `attempts`.
 
-
-def next_waiting(session: Session) -> Job | None:
-    """The job that has waited longest."""
-    query = select(Job).where(Job.state == "waiting").order_by(Job.created, Job.id)
-    return session.scalars(query.limit(1)).first()
+    There is one worker, so what runs already was interrupted, by a crash or because the database
+    was away: it is begun anew, which is harmless.
+    """
+    query = select(Job).where(Job.state.in_(("waiting", "running")))
+    found = session.scalars(query.order_by(Job.created, Job.id).limit(1)).first()
+    if found is not None:
+        found.state = "running"
+        found.arguments = {"attempts": found.arguments.get("attempts", 0) + 1}
+    return found

@@ -6,7 +6,7 @@ import logging
 import threading
 
 from sqlalchemy import select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from leukoscope.bundle.inference import Reader
 from leukoscope.errors import LeukoscopeError
@@ -17,6 +17,7 @@ from leukoscope.review.schema import Job, Upload, User
 from leukoscope.review.settings import Settings
 
 log = logging.getLogger("leukoscope.review")
+ATTEMPTS = 3  # of a job that something interrupts other than the server's own stop
 PATIENCE = 5.0  # seconds until the table is looked at without being asked
 WORK = {"intake": work.take_in, "reread": work.read_again}
 
@@ -41,8 +42,6 @@ class Worker:
 
     def start(self) -> None:
         """Take up what was interrupted, then wait for more."""
-        with self.database.begin() as session:
-            jobs.recover(session)
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name="leukoscope-worker", daemon=True)
         self._thread.start()
@@ -69,30 +68,29 @@ class Worker:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            with self.database.read() as session:
-                job = jobs.next_waiting(session)
-            if job is None:
-                return
             with self.database.begin() as session:
-                session.get_one(Job, job.id).state = "running"
-                by = session.get_one(User, job.user_id)
-            try:
-                self._do(job, by)
-            except SQLAlchemyError:
-                with self.database.begin() as session:
-                    jobs.recover(session)
-                raise
+                job = jobs.begin(session)
+                by = session.get_one(User, job.user_id) if job else None
+            if job is None or by is None:
+                return
+            self._do(job, by)
 
     def _do(self, job: Job, by: User) -> None:
+        if job.arguments["attempts"] > ATTEMPTS:
+            log.error("job %s (%s) was interrupted %d times", job.id, job.kind, ATTEMPTS)
+            self._finish(job, "failed", work.PROBLEM)
+            return
         try:
             WORK[job.kind](self.tools, job, by)
         except Stopped:
             self._finish(job, "waiting")
         except LeukoscopeError as problem:
             self._finish(job, "failed", str(problem))
-        except SQLAlchemyError:
-            raise
-        except Exception:
+        except Exception as problem:
+            # What the database refuses stays refused; where it is away the job waits for it.
+            refused = isinstance(problem, DataError | IntegrityError)
+            if isinstance(problem, SQLAlchemyError) and not refused:
+                raise
             log.exception("job %s (%s) failed", job.id, job.kind)
             self._finish(job, "failed", work.PROBLEM)
         else:
@@ -108,7 +106,7 @@ class Worker:
                     session.execute(update(Upload).where(left).values(state=state, error=error))
                 elif session.scalar(select(Upload.id).where(left).limit(1)):
                     state = "waiting"  # one more file came in this very moment
-            present.state, present.error = state, error
+            present.state, present.error, present.arguments = state, error, {}
 
     def _check(self) -> None:
         if self._stopping.is_set():
