@@ -10,12 +10,13 @@ from pathlib import Path
 import bundle
 import pytest
 from serving import Served, new_case, send, serving, settled, uploads
+from sqlalchemy.exc import OperationalError
 from store import person
 
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.imaging.cells import Box, find_cells
 from leukoscope.imaging.read import read_image
-from leukoscope.review import files
+from leukoscope.review import files, intake
 from leukoscope.review.api import PREFIX
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.settings import Settings
@@ -216,6 +217,53 @@ def test_encrypted_and_damaged_members(blobs: Blobs, settings: Settings, tmp_pat
     data[40] ^= 0xFF
     path.write_bytes(data)
     assert "damaged" in next(files.members(path, blobs, settings)).error
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_spoils_nothing_else(
+    method: int, blobs: Blobs, settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("bad.png", bytes(range(256)) * 20)
+        archive.writestr("good.png", b"good")
+    data = bytearray(path.read_bytes())
+    data[37:60] = b"\xff" * 23
+    path.write_bytes(data)
+    bad, good = files.members(path, blobs, settings)
+    assert bad.sha256 is None and bad.error
+    assert good.sha256 and not list(blobs.incoming.iterdir())
+
+
+def test_the_list_of_an_archive_is_bounded(
+    blobs: Blobs, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.zip"
+    path.write_bytes(zipped(**{f"{n}.png": b"x" for n in range(5)}))
+    monkeypatch.setattr(files, "DIRECTORY_BYTES", 200)
+    with pytest.raises(UnreadableError, match="damaged"):
+        list(files.members(path, blobs, settings))
+
+
+def test_an_upload_survives_a_database_that_fails_when_it_is_noted(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = served.browser("anna")
+    case, data = new_case(anna), bundle.cell()
+    given = {"name": "a.png", "size": len(data)}
+    upload = anna.post(f"{PREFIX}/cases/{case}/uploads", json=given).json()
+    path = f"{PREFIX}/uploads/{upload['id']}"
+    anna.put(path, params={"offset": 0}, content=data)
+
+    def gone(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, Exception("gone"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intake, "twin", gone)
+        assert anna.post(f"{path}/finish").status_code == 503
+    assert anna.post(f"{path}/finish").json()["state"] == "received"
+    assert len(settled(anna, case)) == 1
+    assert not list(served.app.state.blobs.incoming.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,14 +52,17 @@ class Blobs:
         return sha256
 
     def take(self, path: Path) -> str:
-        """Move a file in; its SHA-256. The file must lie in `incoming`, on the same disk."""
+        """Store a file; its SHA-256. The file itself stays, as a link to the same bytes: never
+        write to it again, delete it once what it is has been noted."""
         sha256 = sha256_of(path)
         place = self._place(sha256)
-        if place.is_file():
-            path.unlink(missing_ok=True)
-            return sha256
-        with atomic(place) as temporary:
-            path.replace(temporary)
+        if not place.is_file():
+            with atomic(place) as temporary:
+                temporary.unlink()
+                try:
+                    os.link(path, temporary)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, temporary)
         return sha256
 
     def pixels(self, sha256: str) -> np.ndarray:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
+import lzma
 import secrets
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,8 +23,12 @@ from leukoscope.review.blobs import Blobs
 from leukoscope.review.problems import text
 from leukoscope.review.settings import Settings
 
+log = logging.getLogger("leukoscope.review")
 RATIO = 200
 """How many times its packed size a member may have; images hardly shrink at all."""
+DIRECTORY_BYTES = 10_000_000
+"""The longest list of files of an archive: it is read whole before they can be counted."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
 _PIECE = 1_000_000
 _IGNORED = {"thumbs.db", "desktop.ini", ".ds_store"}
 
@@ -57,11 +65,13 @@ def members(path: Path, blobs: Blobs, settings: Settings) -> Iterator[Member]:
     Raises UnreadableError where the whole archive can't be used: damaged, too many files, too many
     bytes. What is wrong with one file stands in it.
     """
+    source = _Bounded(path.open("rb", buffering=0))
     try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        archive = zipfile.ZipFile(source)
+    except (*_DAMAGED, OSError, NotImplementedError):
+        source.close()
         raise UnreadableError("the zip is damaged", fix="Make it anew.") from None
-    with archive:
+    with source, archive:
         infos = [one for one in archive.infolist() if not _ignored(one)]
         _check_sizes(infos, settings)
         total = 0
@@ -73,6 +83,15 @@ def members(path: Path, blobs: Blobs, settings: Settings) -> Iterator[Member]:
                     f"the zip holds more than {settings.archive_bytes:,} bytes", fix="Divide it."
                 )
             yield member
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no long piece is read at once, whatever length it says its list has."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a list of {size:,} bytes")
+        return super().read(size)
 
 
 def _ignored(info: zipfile.ZipInfo) -> bool:
@@ -110,10 +129,13 @@ def _unpack(
         return Member(place, name, size, blobs.take(target))
     except UnreadableError as problem:
         return Member(place, name, 0, None, problem.message)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
+    except _DAMAGED:
         return Member(place, name, 0, None, "it is damaged inside the zip")
     except (NotImplementedError, RuntimeError):  # what zipfile raises without a password
         return Member(place, name, 0, None, "it is encrypted, or packed in a way not known here")
+    except Exception:
+        log.exception("member %d of an archive can't be unpacked", place)
+        return Member(place, name, 0, None, "it can't be unpacked; the server's log has more")
     finally:
         target.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import BinaryIO, Literal
@@ -18,6 +19,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, UnknownNameError
+from leukoscope.files import atomic
 from leukoscope.review import audit, cases, jobs
 from leukoscope.review.accounts import acting
 from leukoscope.review.blobs import Blobs, free_bytes
@@ -135,6 +137,9 @@ def _open(database: Database, blobs: Blobs, upload_id: str, offset: int) -> tupl
         raise Conflict(f"{upload.name} was received already", field="state")
     path = blobs.incoming / upload.id
     path.touch()
+    if path.stat().st_nlink > 1:  # `finish` got half-way: what is stored is never written to
+        with atomic(path) as own:
+            shutil.copyfile(path, own)
     there = min(upload.received, path.stat().st_size)
     if offset != there:
         raise Conflict(
@@ -187,7 +192,8 @@ def finish(database: Database, blobs: Blobs, by: User, upload_id: str) -> Upload
             )
             if not known:
                 jobs.order(session, by, "intake", case.id)
-            return upload
+        path.unlink()  # not before it is noted that the image store holds it
+        return upload
 
 
 def abandon(session: Session, by: User, upload_id: str) -> Upload:
