@@ -17,14 +17,15 @@ const megabytes = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `$
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
 class Row {
-  constructor(file) {
+  constructor(file, path) {
     this.file = file;
+    this.path = path;
     this.state = "waiting";
-    this.bar = make("progress", { max: Math.max(1, file.size), value: 0, "aria-label": `${file.name} sent` });
+    this.bar = make("progress", { max: Math.max(1, file.size), value: 0, "aria-label": `${path} sent` });
     this.words = make("span", { class: "quiet" }, "waiting");
     this.button = make("button", { type: "button", class: "small-button plain" }, "Stop");
     this.button.addEventListener("click", () => this.toggle());
-    this.element = make("li", {}, make("span", { class: "name", title: file.name }, file.name), this.bar, this.words, this.button);
+    this.element = make("li", {}, make("span", { class: "name", title: path }, path), this.bar, this.words, this.button);
     list.append(this.element);
   }
 
@@ -51,9 +52,11 @@ class Row {
 
   async run() {
     this.show("sending");
-    const known = before.find((u) => u.name === this.file.name && u.size === this.file.size && u.state === "receiving");
+    // Another folder's 1.jpg of the same size is another file: where it isn't certain, it is sent anew.
+    const alike = before.filter((u) => u.name === this.path && u.size === this.file.size && u.state === "receiving");
+    const known = alike.length === 1 ? alike[0] : undefined;
     before = before.filter((u) => u !== known);
-    const upload = this.upload ?? known ?? await post(`cases/${caseId}/uploads`, { name: this.file.name, size: this.file.size, kind: kind() });
+    const upload = this.upload ?? known ?? await post(`cases/${caseId}/uploads`, { name: this.path, size: this.file.size, kind: kind() });
     this.upload = upload;
     let at = upload.received ?? 0;
     let failures = 0;
@@ -116,10 +119,11 @@ async function pump() {
   if (active === 0 && waiting.length === 0) htmx.trigger("#progress", "refresh");
 }
 
+/** files: [file, its path in what was chosen]. */
 function add(files) {
-  for (const file of files) {
+  for (const [file, path] of files) {
     if (file.name.startsWith(".")) continue;
-    const row = new Row(file);
+    const row = new Row(file, path.replace(/^\//, "").slice(-255).normalize("NFC").trim());
     rows.push(row);
     waiting.push(row);
   }
@@ -140,11 +144,11 @@ document.addEventListener("click", async (event) => {
   htmx.trigger("#progress", "refresh");
 });
 
-/** All files of what was dropped, folders opened. */
+/** All files of what was dropped with their paths, folders opened. */
 async function filesOf(items) {
   const found = [];
   const open = async (entry) => {
-    if (entry.isFile) return void found.push(await new Promise((yes, no) => entry.file(yes, no)));
+    if (entry.isFile) return void found.push([await new Promise((yes, no) => entry.file(yes, no)), entry.fullPath]);
     const reader = entry.createReader();
     for (;;) {  // a reader gives at most 100 entries at a time
       const batch = await new Promise((yes, no) => reader.readEntries(yes, no));
@@ -159,7 +163,7 @@ async function filesOf(items) {
 if (drop) {
   for (const name of ["pick-files", "pick-folder"]) {
     const input = document.getElementById(name);
-    input.addEventListener("change", () => { add(input.files); input.value = ""; });
+    input.addEventListener("change", () => { add([...input.files].map((file) => [file, file.webkitRelativePath || file.name])); input.value = ""; });
   }
   for (const type of ["dragover", "dragenter"]) drop.addEventListener(type, (event) => { event.preventDefault(); drop.classList.add("over"); });
   for (const type of ["dragleave", "drop"]) drop.addEventListener(type, () => drop.classList.remove("over"));
