@@ -113,8 +113,10 @@ async function pump() {
     const row = waiting.shift();
     if (row.state !== "waiting") continue;
     active += 1;
-    row.run().catch((problem) => row.show("failed", [problem.message, problem.fix].filter(Boolean).join(" ")))
-      .finally(() => { active -= 1; pump(); });
+    row.run().catch((problem) => {
+      if (row.upload && problem.field !== "state") before.push(row.upload);  // chosen again, it continues
+      row.show("failed", [problem.message, problem.fix].filter(Boolean).join(" "));
+    }).finally(() => { active -= 1; pump(); });
   }
   if (active === 0 && waiting.length === 0) htmx.trigger("#progress", "refresh");
 }
