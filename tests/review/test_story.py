@@ -291,6 +291,12 @@ def _what_was_not_stored_goes_back(page: Any, cell: int) -> None:
     assert _label(page, cell) == "artefact"
     page.unroute("**/api/v1/**")
     page.locator(f"section[data-label='{was}'] #cell-{cell}").wait_for(timeout=5000)
+    page.route("**/labels", lambda _: None)  # on its way for ever
+    page.keyboard.press("x")
+    with page.expect_event("dialog") as asked:
+        page.close(run_before_unload=True)
+    assert asked.value.type == "beforeunload"
+    asked.value.accept()
 
 
 def test_a_viewer_sees_but_cannot_touch(office: Office) -> None:
