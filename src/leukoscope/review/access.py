@@ -66,10 +66,10 @@ def _visitor(request: Request) -> Visitor | None:
 
 def _by_token(request: Request) -> Visitor | None:
     kind, _, token = request.headers.get("authorization", "").partition(" ")
-    if not kind:
+    if kind.lower() != "bearer":  # a proxy's own, Basic say, is none of ours
         return None
     with database(request).read() as session:
-        found = accounts.user_of_token(session, token.strip()) if kind.lower() == "bearer" else None
+        found = accounts.user_of_token(session, token.strip())
     if found is None:
         raise Unauthenticated(
             "The API token isn't valid: unknown, expired or revoked",

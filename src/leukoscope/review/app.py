@@ -77,7 +77,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     _answer_errors(app)
     streams = (f"{api.PREFIX}/uploads/",)
-    app.add_middleware(Guard, settings.origin, settings.behind_tls, streams)
+    # Outermost: Starlette answers what nobody expected outside of what add_middleware adds.
+    app.middleware_stack = Guard(
+        app.build_middleware_stack(), settings.origin, settings.behind_tls, streams
+    )
     return app
 
 

@@ -90,7 +90,7 @@ def entries(
     if case_id is not None:
         query = query.where(Entry.case_id == case_id)
     if before is not None:
-        query = query.where(Entry.id < min(before, 2**31 - 1))
+        query = query.where(Entry.id < max(0, min(before, 2**31 - 1)))
     return list(session.scalars(query))
 
 

@@ -21,7 +21,7 @@ health = APIRouter(tags=["oversight"])
 def log(
     by: Administrator,  # noqa: ARG001
     db: Db,
-    before: Annotated[int | None, Query(ge=1)] = None,
+    before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """Lines of the audit log, the latest first."""
@@ -45,7 +45,7 @@ def log_of_case(
     case_id: str,
     by: Viewer,  # noqa: ARG001
     db: Db,
-    before: Annotated[int | None, Query(ge=1)] = None,
+    before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """What was done to a case, the latest first."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from leukoscope.review import access, audit, quality
-from leukoscope.review.access import current_user
+from leukoscope.review.access import current_user, needs
 from leukoscope.review.database import Database
 from leukoscope.review.pages.charts import charts
 from leukoscope.review.pages.render import page
@@ -18,11 +18,13 @@ from leukoscope.review.schema import Case, Entry, Model, User
 router = APIRouter()
 Data = Annotated[Database, Depends(access.database)]
 Viewer = Annotated[User, Depends(current_user)]
+Administrator = Annotated[User, Depends(needs("administrator"))]
+Before = Annotated[int | None, Query(ge=1, le=2**31 - 1)]
 PAGE = 100
 
 
 @router.get("/audit")
-def log(request: Request, user: Viewer, database: Data, before: int | None = None) -> Response:
+def log(request: Request, user: Administrator, database: Data, before: Before = None) -> Response:
     """Every action of anybody, newest first; for htmx only further lines."""
     with database.read() as session:
         lines = audit.entries(session, None, before, PAGE + 1)
@@ -39,7 +41,7 @@ def _pseudonyms(session: Session, lines: list[Entry]) -> dict[str, str]:
 
 @router.post("/audit/verify")
 def verify(
-    request: Request, user: Viewer, database: Data, noted: Annotated[str, Form()] = ""
+    request: Request, user: Administrator, database: Data, noted: Annotated[str, Form()] = ""
 ) -> Response:
     """Check the whole chain."""
     with database.read() as session:

@@ -12,11 +12,13 @@ from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from sqlalchemy.exc import SQLAlchemyError
 
 import leukoscope
 from leukoscope.errors import LeukoscopeError
 from leukoscope.review import access
 from leukoscope.review.cases import EXTRA_LABELS
+from leukoscope.review.problems import Unauthenticated
 from leukoscope.review.schema import User
 
 _DIGITS, _LETTERS = "1234567890", "qwertasdfgiopjlvbm"
@@ -48,7 +50,7 @@ def page(
         .render(
             user=user,
             path=request.url.path,
-            csrf=access.csrf_token(request),
+            csrf=access.csrf_token(request) if user else "",
             synthetic=state.reader.contract.origin.synthetic,
             problem=problem,
             **context,
@@ -64,7 +66,8 @@ def error_page(request: Request, status: int, message: str, fix: str) -> Respons
     """
     partial = "hx-request" in request.headers
     if status == 401:
-        target = f"/login?next={quote(request.url.path)}"
+        back = f"?next={quote(request.url.path)}" if request.method == "GET" else ""
+        target = f"/login{back}"
         return (
             Response(status_code=204, headers={"HX-Redirect": target})
             if partial
@@ -74,7 +77,10 @@ def error_page(request: Request, status: int, message: str, fix: str) -> Respons
         return JSONResponse(
             {"error": {"code": "refused", "message": message, "fix": fix, "field": ""}}, status
         )
-    user = access.visitor(request) if status < 500 else None
+    try:
+        user = access.visitor(request) if status < 500 else None
+    except (Unauthenticated, SQLAlchemyError):  # no second problem in the page about the first
+        user = None
     return page(request, "error.html", user, status=status, message=message, fix=fix, code=status)
 
 

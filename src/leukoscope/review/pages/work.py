@@ -246,7 +246,11 @@ def amend(
 
 @router.get("/{case_id}/log")
 def log(
-    request: Request, user: Viewer, case_id: str, database: Data, before: int | None = None
+    request: Request,
+    user: Viewer,
+    case_id: str,
+    database: Data,
+    before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
 ) -> Response:
     """The lines of the audit log that are of this case."""
     with database.read() as session:
