@@ -148,6 +148,16 @@ def test_an_override_of_what_a_picture_shows(served: Served) -> None:
     assert uploads(anna, case)["none.png"]["kind"] == "field"
 
 
+def test_a_file_sent_again_as_something_else_is_no_duplicate(served: Served) -> None:
+    anna = served.browser("anna")
+    case, data = new_case(anna), bundle.field(3)
+    states = []
+    for kind in ("cell", "auto", "field", "field"):
+        states.append(send(anna, case, "a.png", data, kind=kind)["state"])
+        settled(anna, case)
+    assert states == ["received", "duplicate", "received", "duplicate"]
+
+
 def test_cells_of_a_field_lie_where_they_are_said_to(served: Served) -> None:
     anna = served.browser("anna")
     case = new_case(anna)

@@ -304,6 +304,8 @@ def test_settings_come_from_the_environment() -> None:
     found = settings_of(environment, bundle=Path("b"), host=None, port=None)
     assert (found.port, found.behind_tls, found.host) == (9000, True, "127.0.0.1")
     assert settings_of(environment, bundle=Path("b"), port=1).port == 1
+    assert settings_of({}, bundle=Path("b"), origin="https://a.example").behind_tls
+    assert not settings_of({}, bundle=Path("b"), origin="http://a.example").behind_tls
     with pytest.raises(InputError, match="port") as problem:
         settings_of({"LEUKOSCOPE_REVIEW_PORT": "many"}, bundle=Path("b"))
     assert problem.value.field == "port"

@@ -352,3 +352,19 @@ def test_every_act_on_accounts_is_in_the_audit_log(lab: Lab) -> None:
         ("ada", "activate"),
     ]
     assert not any("good password" in line or token in line for line in everything)
+
+
+def test_a_new_password_ends_tokens_and_who_is_shut_out_leaves_no_open_invitation(
+    lab: Lab,
+) -> None:
+    with lab.database.begin() as session:
+        token = accounts.make_token(session, lab.anna, "robot", ["read"])
+        accounts.change_password(session, lab.anna, PASSWORD, "another horse battery")
+        assert accounts.user_of_token(session, token) is None
+        accounts.set_role(session, lab.ada, lab.boris.id, "administrator")
+        link = accounts.invite(session, "administrator", lab.boris)
+        other = accounts.invite(session, "viewer", lab.ada)
+        accounts.deactivate(session, lab.ada, lab.boris.id)
+        assert accounts.invitation(session, other).role == "viewer"
+        with pytest.raises(NotFound):
+            accounts.invitation(session, link)

@@ -92,6 +92,7 @@ def invite(
             token_hash=_hashed(token),
             role=user.role if user else role,
             user_id=user_id,
+            made_by=by.id if by else None,
             expires=now() + datetime.timedelta(hours=hours),
         )
     )
@@ -136,6 +137,7 @@ def accept(session: Session, token: str, name: str, password: str) -> User:
             raise InputError("This link is for another account", field="name")
         user.password, user.failures, user.locked_until = _new_password(name, password), 0, None
         _end_sessions(session, user)
+        _end_tokens(session, user)
     link.used = now()
     session.flush()
     audit.record(session, user, "accept invitation", role=user.role)
@@ -168,11 +170,12 @@ def check_password(session: Session, user: User | None, password: str, address: 
 
 
 def change_password(session: Session, by: User, old: str, new: str) -> None:
-    """Replace the own password; all sessions of the account end."""
+    """Replace the own password; all sessions and tokens of the account end."""
     user = acting(session, by, "viewer")
     check_password(session, user, old)
     user.password = _new_password(user.name, new)
     _end_sessions(session, user)
+    _end_tokens(session, user)
     audit.record(session, user, "change password")
 
 
@@ -256,12 +259,16 @@ def set_role(session: Session, by: User, user_id: int, role: str) -> User:
 
 
 def deactivate(session: Session, by: User, user_id: int) -> User:
-    """Shut an account: its sessions end and its tokens don't work; what it did stays."""
+    """Shut an account: its sessions and open invitations end, its tokens don't work; what it did
+    stays."""
     by = acting(session, by, ADMINISTRATOR)
     user = find_user(session, user_id)
     _keep_one_administrator(session, user)
     user.active = False
     _end_sessions(session, user)
+    session.execute(
+        delete(Invitation).where(Invitation.made_by == user.id, Invitation.used.is_(None))
+    )
     audit.record(session, by, "deactivate", of=user.name)
     return user
 
@@ -408,3 +415,8 @@ def _no_password() -> str:
 
 def _end_sessions(session: Session, user: User) -> None:
     session.execute(delete(Login).where(Login.user_id == user.id))
+
+
+def _end_tokens(session: Session, user: User) -> None:
+    own = update(ApiToken).where(ApiToken.user_id == user.id, ApiToken.revoked.is_(None))
+    session.execute(own.values(revoked=now()))

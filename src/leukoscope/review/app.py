@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoneFree
 from starlette.exceptions import HTTPException
 
 import leukoscope
@@ -112,6 +113,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)
+    @app.exception_handler(NoneFree)  # of the connections
     def away(request: Request, problem: Exception) -> Response:
         log.error("the database doesn't answer: %s", problem)
         error = LeukoscopeError("The database doesn't answer", fix="Try again in a minute.")

@@ -99,7 +99,8 @@ class Blobs:
     def derive(self, kind: str, name: str, suffix: str, make: Callable[[], bytes]) -> Path:
         """The path of a derived file, made at the first demand; `name` starts with a hash."""
         place = self.derived / kind / name[:2] / f"{name}{suffix}"
-        if not place.is_file():
+        # A power cut may leave an empty one: these aren't written durably.
+        if not place.is_file() or not place.stat().st_size:
             data = make()
             with atomic(place, durable=False) as temporary:
                 temporary.write_bytes(data)

@@ -207,13 +207,18 @@ def abandon(session: Session, by: User, upload_id: str) -> Upload:
 
 
 def twin(session: Session, upload: Upload) -> Upload | None:
-    """The file of the same case with the same bytes that came first, if there is one."""
+    """The file of the same case with the same bytes that came first, if there is one.
+
+    What was taken for something else before, a field for a cell, say, is sent again for a reason.
+    """
     if upload.sha256 is None:
         return None
+    kinds = (*KINDS, "archive") if upload.kind == "auto" else ("auto", upload.kind)
     query = select(Upload).where(
         Upload.case_id == upload.case_id,
         Upload.sha256 == upload.sha256,
         Upload.id != upload.id,
+        Upload.kind.in_(kinds),
         Upload.state.in_(("received", "done")),
     )
     return session.scalars(query.order_by(Upload.created)).first()

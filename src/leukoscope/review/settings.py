@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from leukoscope.errors import InputError
 from leukoscope.tables import Table
@@ -20,7 +20,8 @@ class Settings(Table):
 
     `folder` holds images, derived pictures, the secret and, unless `database` names another one,
     the SQLite file. `origin` is the address under which browsers reach the server where a proxy
-    stands before it, e.g. https://smear.example.org; `behind_tls` makes cookies secure.
+    stands before it, e.g. https://smear.example.org; `behind_tls`, which
+    https there implies, makes cookies secure.
     """
 
     bundle: Path
@@ -36,6 +37,14 @@ class Settings(Table):
     archive_members: Annotated[int, Field(ge=1)] = 5_000
     image_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     cells_per_case: Annotated[int, Field(ge=1)] = 20_000
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_tls(cls, given: Any) -> Any:
+        """Whoever is reached by https stands behind it."""
+        if isinstance(given, dict) and str(given.get("origin", "")).startswith("https://"):
+            return given | {"behind_tls": True}
+        return given
 
     @property
     def database_url(self) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
+from sqlalchemy import select
 from starlette.background import BackgroundTask
 
 from leukoscope.review import audit, cases, signing
@@ -16,7 +17,7 @@ from leukoscope.review.api.common import Db, Reviewer, Viewer, documented_file
 from leukoscope.review.api.errors import documented
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.problems import NotFound
-from leukoscope.review.schema import Case, Signature
+from leukoscope.review.schema import Case, Model, Signature
 
 router = APIRouter(tags=["signing"])
 Version = Annotated[int, Query(ge=1, le=2**31 - 1)]
@@ -85,14 +86,18 @@ def export(
     specimen: Literal["blood", "bone marrow"] = "blood",
 ) -> Response:
     """A signed version, or without `version` the case as it is now; who took it is logged."""
-    with db.begin() as session:
+    with db.read() as session:
         case = cases.find(session, case_id)
         content = (
             signing.signature(session, case_id, version).content
             if version
             else signing.content(session, case)
         )
-        audit.record(session, by, "export", case, kind=kind, version=content["case"]["version"],
+    said = content["model"]["contract_sha256"]  # of an earlier version perhaps not the case's now
+    with db.begin() as session:
+        model = session.scalars(select(Model).where(Model.contract_sha256 == said)).one()
+        audit.record(session, by, "export", case, model, kind=kind,
+                     version=content["case"]["version"],
                      signed=content["signed"] is not None)  # fmt: skip
     blobs: Blobs = request.app.state.blobs
     from leukoscope.review.exports import csv, fhir, pdf, retraining, stem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from sqlalchemy import select
@@ -13,6 +14,7 @@ from leukoscope.review import access, cases, intake
 from leukoscope.review.api import models
 from leukoscope.review.api.common import Db, Reviewer, Viewer, documented_file, picture
 from leukoscope.review.api.errors import documented
+from leukoscope.review.database import Database
 from leukoscope.review.problems import NotFound
 from leukoscope.review.schema import Upload
 
@@ -63,8 +65,7 @@ def listed(case_id: str, by: Viewer, db: Db) -> dict[str, Any]:  # noqa: ARG001
 @router.get("/uploads/{upload_id}", response_model=models.Upload, responses=documented(404))
 def one(upload_id: str, by: Viewer, db: Db) -> models.Upload:  # noqa: ARG001
     """One file: how much of it has been received."""
-    with db.read() as session:
-        return _view(session, intake.find(session, upload_id))
+    return _present(db, upload_id)
 
 
 @router.put(
@@ -82,6 +83,10 @@ async def append(
 ) -> models.Upload:
     """Send bytes from `offset` on, which must be the number received so far."""
     await intake.append(db, request.app.state.blobs, upload_id, offset, request.stream())
+    return await run_sync(_present, db, upload_id)
+
+
+def _present(db: Database, upload_id: str) -> models.Upload:
     with db.read() as session:
         return _view(session, intake.find(session, upload_id))
 
