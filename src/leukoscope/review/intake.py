@@ -82,6 +82,7 @@ def start(
     )
     session.add(upload)
     session.flush()
+    audit.record(session, by, "announce upload", case, name=name, size=size, upload=upload.id)
     return upload
 
 
@@ -198,11 +199,13 @@ def finish(database: Database, blobs: Blobs, by: User, upload_id: str) -> Upload
 
 def abandon(session: Session, by: User, upload_id: str) -> Upload:
     """Give up a file that isn't there whole; its bytes may be deleted."""
-    acting(session, by, "reviewer")
+    by = acting(session, by, "reviewer")
     upload = find(session, upload_id)
     if upload.state != "receiving":
         raise Conflict(f"{upload.name} has been received already", field="state")
     upload.state, upload.error = "failed", "It was given up before all of it had arrived"
+    case = cases.find(session, upload.case_id)
+    audit.record(session, by, "give up upload", case, name=upload.name, upload=upload.id)
     return upload
 
 

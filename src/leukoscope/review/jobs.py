@@ -8,7 +8,7 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from leukoscope.review import cases
+from leukoscope.review import audit, cases
 from leukoscope.review.accounts import acting
 from leukoscope.review.problems import NotFound
 from leukoscope.review.schema import Job, User
@@ -32,6 +32,8 @@ def order(session: Session, by: User, kind: Kind, case_id: str) -> Job:
         )
         session.add(found)
         session.flush()
+        if kind == "reread":  # of an intake its uploads are logged
+            audit.record(session, by, "order reread", case, job=found.id)
     return found
 
 

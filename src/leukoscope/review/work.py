@@ -16,7 +16,7 @@ from leukoscope.errors import LeukoscopeError, UnreadableError
 from leukoscope.imaging import cells as imaging_cells
 from leukoscope.imaging.quality import flags
 from leukoscope.parallel import ahead
-from leukoscope.review import cases, files, intake
+from leukoscope.review import audit, cases, files, intake
 from leukoscope.review.blobs import Blobs, png
 from leukoscope.review.cases import NewCell
 from leukoscope.review.database import Database
@@ -85,7 +85,7 @@ def take_in(tools: Tools, job: Job, by: User) -> None:
         archives = {u.id for u in uploads if files.is_archive(tools.blobs.path(str(u.sha256)))}
         for upload in uploads:
             if upload.id in archives:
-                _unpack(tools, job, upload)
+                _unpack(tools, job, by, upload)
         batch = Batch()
         images = [upload for upload in uploads if upload.id not in archives]
         for upload, found in ahead(partial(_open, tools), images, DEPTH):
@@ -117,14 +117,14 @@ def _count(tools: Tools, job: Job, case_id: str) -> None:
         present.total = present.done + (waiting or 0)
 
 
-def _unpack(tools: Tools, job: Job, upload: Upload) -> None:
+def _unpack(tools: Tools, job: Job, by: User, upload: Upload) -> None:
     """Make an upload of each file in an archive."""
     state, error = "done", ""
     path = tools.blobs.path(str(upload.sha256))
     try:
         for member in files.members(path, tools.blobs, tools.settings):
             tools.check()
-            _add_member(tools, upload, member)
+            _add_member(tools, by, upload, member)
     except UnreadableError as problem:
         state, error = "failed", str(problem)
     with tools.database.begin() as session:
@@ -133,7 +133,7 @@ def _unpack(tools: Tools, job: Job, upload: Upload) -> None:
         session.get_one(Job, job.id).done += 1
 
 
-def _add_member(tools: Tools, archive: Upload, member: files.Member) -> None:
+def _add_member(tools: Tools, by: User, archive: Upload, member: files.Member) -> None:
     member_id = files.member_id(archive.id, member.place)
     with tools.database.begin() as session:
         if session.get(Upload, member_id) is not None:
@@ -148,6 +148,10 @@ def _add_member(tools: Tools, archive: Upload, member: files.Member) -> None:
         session.flush()
         if intake.twin(session, made) is not None:
             made.state = "duplicate"
+        audit.record(
+            session, by, "upload", cases.find(session, archive.case_id), name=made.name,
+            sha256=made.sha256, state=made.state, archive=archive.sha256,
+        )  # fmt: skip
 
 
 Found = tuple[files.Opened, Ready | None] | str

@@ -10,10 +10,10 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from leukoscope.bundle.inference import Reader
 from leukoscope.errors import LeukoscopeError
-from leukoscope.review import jobs, work
+from leukoscope.review import audit, jobs, work
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
-from leukoscope.review.schema import Job, Upload, User
+from leukoscope.review.schema import Case, Job, Upload, User
 from leukoscope.review.settings import Settings
 
 log = logging.getLogger("leukoscope.review")
@@ -107,6 +107,9 @@ class Worker:
                 elif session.scalar(select(Upload.id).where(left).limit(1)):
                     state = "waiting"  # one more file came in this very moment
             present.state, present.error, present.arguments = state, error, {}
+            if state == "failed":
+                case = session.get(Case, job.case_id)
+                audit.record(session, "server", "failed job", case, kind=job.kind, error=error)
 
     def _check(self) -> None:
         if self._stopping.is_set():
