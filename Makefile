@@ -22,6 +22,18 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Every table of speed in one run, on real images and weights; nothing else should run beside it.
+DATA ?= ../shared/data/pbc-mini
+WEIGHTS ?= ../shared/weights/mobilenetv2_100_in1k.safetensors
+benchmark: $(VENV)/.dev
+	$(BIN)/python benchmarks/inference.py --data $(DATA) --memory
+	$(BIN)/python benchmarks/training.py $(DATA) --weights $(WEIGHTS)
+	$(BIN)/python benchmarks/imaging.py $(DATA)
+	$(BIN)/python benchmarks/indexing.py $(DATA)
+	$(BIN)/python benchmarks/intervals.py
+	$(BIN)/python benchmarks/review.py
+	$(BIN)/python benchmarks/classical.py
+
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 
