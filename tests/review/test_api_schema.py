@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,14 +27,18 @@ with warnings.catch_warnings():
 BEYOND = [positive_data_acceptance]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def api_schema(
-    small_bundle: Path, migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[object]:
     """The served API's own documentation, with a case of one cell behind it."""
     folder = tmp_path_factory.mktemp("schema")
-    shutil.copyfile(migrated_sqlite, folder / "copy.db")
-    with serving(small_bundle, f"sqlite:///{folder / 'copy.db'}", folder / "f") as made:
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres_server")
+        url = server.url(server.fresh())
+    else:
+        url = f"sqlite:///{folder / 'new.db'}"
+    with serving(small_bundle, url, folder / "f") as made:
         person(made.app.state.database, "ada", "administrator", None)
         program = made.program("ada", "read", "write", "admin")
         case = new_case(program)

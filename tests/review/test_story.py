@@ -48,16 +48,22 @@ class Office:
         return sorted((self.smear / "images").rglob("*.jpg"))[:count]
 
 
-@pytest.fixture(scope="module")
-def office(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Iterator[Office]:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def office(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_bundle: Path
+) -> Iterator[Office]:
     """Set up by the one-time link: anna administers, boris reviews, vera looks on."""
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     if executable is None:
         pytest.skip("CHROMIUM ABSENT: install Debian's chromium to walk through the application")
+    more: tuple[str, ...] = ()
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres_server")
+        more = ("--database", server.url(server.fresh()))
     folder = tmp_path_factory.mktemp("story")
     synthetic.make(folder / "smear", images=72, size=96, patients=2, seed=3, leaks=False)
     with (
-        story.served(small_bundle, folder / "data") as (address, link),
+        story.served(small_bundle, folder / "data", *more) as (address, link),
         story.chromium(executable) as browser,
     ):
         made = Office(address, link, browser, folder / "smear")
