@@ -60,7 +60,6 @@ def main() -> None:
         bundles = made_bundles(given.run, paths, Path(folder))
         speed(bundles, paths, given.rounds)
         start(bundles["fp32"], paths[0], given.rounds)
-        decoding(bundles["fp32"], paths[:300], Path(folder))
         if given.run:
             accuracy(bundles, given.run)
         if given.memory:
@@ -259,43 +258,6 @@ def start(bundle: Path, path: Path, rounds: int) -> None:
 
         print("### From command to first answer\n")
         print(table(alternate({"predict, one image": once}, rounds)), "\n")
-
-
-def decoding(bundle: Path, paths: Sequence[Path], folder: Path) -> None:
-    """What decoding at reduced size changes, straight to the network's size and as it is done.
-
-    On the images, and on the same enlarged threefold (JPEG, quality 90) for there to be room.
-    """
-    from PIL import Image
-
-    large = folder / "large"
-    large.mkdir()
-    for number, path in enumerate(paths):
-        with Image.open(path) as image:
-            image.resize((3 * image.width, 3 * image.height), Image.Resampling.BICUBIC).save(
-                large / f"{number:05}.jpg", quality=90
-            )
-    reader, rows, usual = Reader.load(bundle), [], read.MARGIN
-    for name, files in (
-        ("as they are", list(paths)),
-        ("enlarged threefold", sorted(large.iterdir())),
-    ):
-        probs = {}
-        for margin in (None, 1, usual):
-            read.MARGIN = margin or 10**6
-            began = time.perf_counter()
-            said = [answer for _, answer in reader.read(files)]
-            took = time.perf_counter() - began
-            probs[margin] = np.concatenate([answer.probs for answer in said])
-            changed = (probs[margin].argmax(1) != probs[None].argmax(1)).mean()
-            most = np.abs(probs[margin] - probs[None]).mean()
-            rows.append([name, "full" if margin is None else f"at least {margin} x the input",
-                         len(files), f"{len(files) / took:.0f}", f"{100 * changed:.1f} %",
-                         f"{most:.4f}"])  # fmt: skip
-    read.MARGIN = usual
-    print("### Decoding at reduced size\n")
-    print(markdown(("images", "decoded", "n", "images a second", "other class than full decoding",
-                    "mean change of a probability"), rows), "\n")  # fmt: skip
 
 
 def accuracy(bundles: dict[str, Path], run: Path) -> None:

@@ -21,7 +21,7 @@ from leukoscope.bundle.inference import BATCH, Answers, Reader
 from leukoscope.data.index import load
 from leukoscope.errors import UnreadableError
 from leukoscope.imaging import read
-from leukoscope.imaging.read import MARGIN, read_bytes_image, read_image
+from leukoscope.imaging.read import read_bytes_image, read_image
 from leukoscope.parallel import WORKERS
 
 
@@ -58,56 +58,33 @@ def test_the_fast_decoder_gives_pillows_pixels(
         np.testing.assert_array_equal(read_bytes_image(data), np.asarray(image.convert("RGB")))
 
 
-def test_decoding_is_reduced_only_where_most_of_the_shrinking_is_left() -> None:
-    pytest.importorskip("simplejpeg", reason="NO SIMPLEJPEG: reduced decoding was not tested")
-    data = jpeg(smooth(800, 640))
-    assert read_bytes_image(data).shape == (800, 640, 3)
-    for target in ((20, 20), (64, 64), (100, 80), (100, 200), (224, 224), (640, 640)):
-        height, width, _ = read_bytes_image(data, at_least=target).shape
-        whole = height == 800
-        assert whole or (height >= MARGIN * target[0] and width >= MARGIN * target[1])
-        assert whole == (max(target[0] / 800, target[1] / 640) * MARGIN > 5 / 8)
-
-
-def test_reduced_decoding_changes_no_grey_level_much() -> None:
-    from leukoscope.imaging.enhancement import resize
-
-    for seed in range(4):
-        data = jpeg(smooth(900, 700, seed))
-        full = resize(read_bytes_image(data), size=112).astype(int)
-        reduced = resize(read_bytes_image(data, at_least=(112, 112)), size=112).astype(int)
-        # 900 * 3 / 8 is no whole number: the outermost pixel is half empty, all others shift a bit.
-        assert np.abs(full - reduced).mean() < 1.5
-        assert np.abs(full - reduced).max() <= 8
-
-
 def test_what_isnt_plain_is_read_whole_and_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = jpeg(smooth(400, 300), exif=exif)
-    assert read_bytes_image(turned, at_least=(20, 20)).shape == (300, 400, 3)
+    assert read_bytes_image(turned).shape == (300, 400, 3)
     cmyk = jpeg(smooth(400, 300).convert("CMYK"))
-    assert read_bytes_image(cmyk, at_least=(20, 20)).shape == (400, 300, 3)
+    assert read_bytes_image(cmyk).shape == (400, 300, 3)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
-def test_a_cut_file_is_found_at_reduced_size_too(share: float) -> None:
+def test_a_cut_file_is_found(share: float) -> None:
     data = jpeg(smooth(400, 300))
     with pytest.raises(UnreadableError, match=r"ends before the image does|damaged"):
-        read_bytes_image(data[: int(share * len(data))], at_least=(20, 20))
+        read_bytes_image(data[: int(share * len(data))])
 
 
 def test_without_the_fast_decoder_everything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpeg(smooth(400, 300))
     fast = read_bytes_image(data)
     monkeypatch.setattr(read, "_fast_decoder", lambda: None)
-    np.testing.assert_array_equal(read_bytes_image(data, at_least=(20, 20)), fast)
+    np.testing.assert_array_equal(read_bytes_image(data), fast)
 
 
 def test_too_many_pixels_are_refused_by_the_header(tmp_path: Path) -> None:
     (tmp_path / "large.jpg").write_bytes(jpeg(smooth(400, 300)))
     with pytest.raises(UnreadableError, match="more than the 1,000 allowed"):
-        read_image(tmp_path / "large.jpg", max_pixels=1000, at_least=(2, 2))
+        read_image(tmp_path / "large.jpg", max_pixels=1000)
 
 
 # --- engines ------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -142,16 +141,6 @@ class Reader:
             )
         return normalise(pixels, self.contract.input.mean, self.contract.input.std)
 
-    @cached_property
-    def enough(self) -> tuple[int, int] | None:
-        """(height, width) that a JPEG may be decoded at instead of its own size; None where the
-        chain begins with anything but a resize to a fixed size."""
-        chain = self.contract.preprocessing
-        if not chain or chain[0]["step"] != "resize":
-            return None
-        size = chain[0].get("size", 224)
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
     def run(self, images: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """Chosen outputs of the graph for (n, 3, h, w) prepared images."""
         return self.engine.run(images, outputs)
@@ -194,7 +183,7 @@ class Reader:
 
     def image(self, path: Path) -> np.ndarray:
         """A file as the graph takes it, float32 (3, h, w); UnreadableError says why not."""
-        return self.prepare(read_image(path, at_least=self.enough))
+        return self.prepare(read_image(path))
 
     def _image_or_why(self, path: Path) -> np.ndarray | UnreadableError:
         try:

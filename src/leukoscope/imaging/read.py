@@ -54,28 +54,21 @@ _MAGIC = {
 }
 _ORIENTATION = 0x0112  # EXIF
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF
-REDUCED = (1, 2, 3, 4, 5)
-"""Eighths of its size that a JPEG may be decoded at; 6 and 7 take longer than all 8."""
-MARGIN = 2
-"""Straight to a network's size, 2 % of its answers change and macro F1 falls by half a point, and
-5/8 takes as long as all 8 (docs/measured/speed-inference.md): most of the shrinking is ours."""
 _AGAIN = "Fetch or export the file again."
 # Python's warning filters and Pillow's size limit belong to the whole process: one at a time.
 _lock = threading.Lock()
 
 
-def read_image(
-    path: Path, *, max_pixels: int = 100_000_000, at_least: tuple[int, int] | None = None
-) -> np.ndarray:
+def read_image(path: Path, *, max_pixels: int = 100_000_000) -> np.ndarray:
     """The image file as uint8 RGB, shape (height, width, 3).
 
     Raises UnreadableError naming the file and the reason; `max_pixels` is the largest
-    width x height that is decoded. `at_least` as in `read_bytes_image`.
+    width x height that is decoded.
     """
     path = Path(path)
     try:
         data = read_bytes(path, max_pixels=max_pixels)
-        return read_bytes_image(data, max_pixels=max_pixels, at_least=at_least)
+        return read_bytes_image(data, max_pixels=max_pixels)
     except UnreadableError as problem:
         raise UnreadableError(
             f"Can't read {path.name}: {problem.message}", fix=problem.fix, field=str(path)
@@ -107,19 +100,16 @@ def read_bytes(path: Path, *, max_pixels: int = 100_000_000) -> bytes:
         raise UnreadableError(why[0].lower() + why[1:], fix="Check the path.") from None
 
 
-def read_bytes_image(
-    data: bytes, *, max_pixels: int = 100_000_000, at_least: tuple[int, int] | None = None
-) -> np.ndarray:
+def read_bytes_image(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarray:
     """A whole image file's bytes as uint8 RGB, shape (height, width, 3).
 
-    With `at_least` (height, width), what it is about to be shrunk to, a plain JPEG may come out
-    smaller than it is stored: at the smallest of REDUCED that leaves both sides MARGIN times that
-    long. Raises UnreadableError whose message is the reason alone (`the JPEG file ends before the
-    image does`), without a file name.
+    Always at its full size, though libjpeg-turbo could shrink as it decodes: training saw whole
+    images, and that changes answers. Raises UnreadableError whose message is the reason alone (`the
+    JPEG file ends before the image does`), without a file name.
     """
     if not data:
         raise UnreadableError("the file is empty", fix=_AGAIN)
-    plain = _plain_jpeg(data, max_pixels, at_least)
+    plain = _plain_jpeg(data, max_pixels)
     if plain is not None:
         return plain
     with _open(data) as image:
@@ -138,9 +128,7 @@ def read_bytes_image(
             raise UnreadableError(_reason(name, problem), fix=_AGAIN) from None
 
 
-def _plain_jpeg(
-    data: bytes, max_pixels: int, at_least: tuple[int, int] | None
-) -> np.ndarray | None:
+def _plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     """A JPEG's pixels by the fast decoder, None where Pillow has to look."""
     if not data.startswith(b"\xff\xd8\xff") or b"Exif" in data:
         return None
@@ -151,25 +139,10 @@ def _plain_jpeg(
         height, width, colour, _ = decoder.decode_jpeg_header(data)
         if height * width > max_pixels or colour not in {"YCbCr", "Gray"}:
             return None
-        small = _reduced((height, width), at_least)
         # Strict: what libjpeg-turbo only warns of, such as an early end, is an error.
-        return decoder.decode_jpeg(data, min_height=small[0], min_width=small[1], strict=True)
+        return decoder.decode_jpeg(data, strict=True)
     except Exception:  # noqa: BLE001 - damaged or unusual: Pillow says what is wrong with it
         return None
-
-
-def _reduced(stored: tuple[int, int], at_least: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width to decode a JPEG at, for an image that is shrunk to `at_least` afterwards.
-
-    libjpeg-turbo scales by n/8 while it transforms.
-    """
-    if at_least is None:
-        return stored
-    for eighths in REDUCED:
-        size = -(-stored[0] * eighths // 8), -(-stored[1] * eighths // 8)
-        if size[0] >= MARGIN * at_least[0] and size[1] >= MARGIN * at_least[1]:
-            return size
-    return stored
 
 
 @functools.cache
