@@ -40,14 +40,6 @@ ADMINISTRATORS = {("GET", "/users"), ("PATCH", "/users/{user_id}"), ("POST", "/i
                   ("GET", "/audit"), ("GET", "/audit/verify")}  # fmt: skip
 
 
-@pytest.fixture
-def database_url(migrated_sqlite: Path, tmp_path: Path) -> str:
-    """What is tested here is the same on both kinds of database."""
-    copy = tmp_path / "copy.db"
-    copy.write_bytes(migrated_sqlite.read_bytes())
-    return f"sqlite:///{copy}"
-
-
 def operations(served: Served) -> Iterator[tuple[str, str, Any]]:
     """Method, path and description of every operation of the API."""
     for path, methods in served.app.openapi()["paths"].items():
