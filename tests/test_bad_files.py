@@ -349,10 +349,10 @@ def stop(after: float | Path, *arguments: object) -> tuple[int, str]:
 @pytest.mark.parametrize("command", ["index", "predict"])
 def test_ctrl_c(made: Made, tmp_path: Path, command: str, after: float) -> None:
     out = tmp_path / ("cells.parquet" if command == "index" else "said.parquet")
-    # Every image many times, so that the work outlasts the longest wait.
+    # Every image many times, so that the work outlasts the longest wait on any machine.
     source = tmp_path / "many"
-    for number in range(60):
-        shutil.copytree(made.smear / "images", source / f"{number:02d}", copy_function=os.link)
+    for number in range(300):
+        shutil.copytree(made.smear / "images", source / f"{number:03d}", copy_function=os.link)
     given = (source,) if command == "index" else (made.bundle, source)
     with untouched(source):
         assert stop(after, command, *given, "-o", out) == (2, STOPPED)
