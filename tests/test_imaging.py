@@ -203,6 +203,18 @@ def test_shrinking_averages_areas_and_enlarging_interpolates_as_scikit_image() -
     assert np.abs(enhancement.resize(image, size=[100, 130]) - larger).max() <= 1
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_shrinking_equals_opencvs_area_averages(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 500, 2).tolist()
+    size = [int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))]
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    found = enhancement.resize(image, size=size)
+    wanted = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    differ = np.abs(found.astype(int) - wanted)
+    assert found.shape == wanted.shape and differ.max() <= 1 and (differ > 0).mean() < 0.01
+
+
 def test_optical_density_equals_beer_lambert() -> None:
     image = noise(10, 10)
     light = np.array([240.0, 230.0, 220.0])

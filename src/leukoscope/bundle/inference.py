@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from leukoscope.bundle import contract as contracts
 from leukoscope.bundle.contract import Contract
@@ -163,12 +164,14 @@ class Reader:
         source = iter(paths)
         groups = iter(lambda: list(islice(source, self.engine.batch)), [])
         held: list[tuple[Path, Seen]] = []
-        for group in ahead(self._see, groups, 4 * WORKERS):
-            held += group
-            if len(held) >= BATCH:
-                yield from self._answered(held)
-                held = []
-        yield from self._answered(held)
+        # Each core has its thread; BLAS's own would wait for work beside them, busily.
+        with threadpool_limits(limits=1, user_api="blas"):
+            for group in ahead(self._see, groups, 4 * WORKERS):
+                held += group
+                if len(held) >= BATCH:
+                    yield from self._answered(held)
+                    held = []
+            yield from self._answered(held)
 
     def _see(self, paths: list[Path]) -> list[tuple[Path, Seen]]:
         """Each file's logits (k,) and features (d,), or why there are none."""

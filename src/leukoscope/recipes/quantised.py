@@ -24,8 +24,9 @@ COST = 0.005
 """Macro F1 on validation that int8 may cost."""
 CALIBRATION = 128  # images
 TRAINING = 5_000  # images whose features novelty's statistics are made of
-SPARED = (0, 4, 12)
-"""How many of the first convolutions stay in floats: the fewest that pass are taken."""
+SPARED = (0, 3, 12)
+"""How many of the first convolutions stay in floats: the fewest that pass are taken. The fourth of
+MobileNetV2 is its dearest in floats and suffers little."""
 
 Describe = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 Part = tuple[list[Path], np.ndarray]
