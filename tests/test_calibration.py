@@ -18,6 +18,7 @@ from leukoscope.errors import InputError
 from leukoscope.evaluate.calibration import (
     ALWAYS_INCLUDED,
     always_included,
+    coverage,
     fit_conformal,
     fit_temperature,
     prediction_sets,
@@ -160,6 +161,15 @@ def test_rare_classes_are_always_included_and_said_so() -> None:
     assert prediction_sets(np.array([[1.0, 0, 0]]), thresholds).tolist() == [[True, True, True]]
     assert fit_conformal(probs[:8], np.array([0] * 8), 0.9)[0] == ALWAYS_INCLUDED
     assert json.loads(json.dumps(thresholds)) == thresholds
+
+
+def test_coverage_counts_what_sets_hold() -> None:
+    sets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]], dtype=bool)
+    found = coverage(sets, np.array([0, 1, 2, 0]))
+    assert found["n"] == 4 and found["coverage"] == 0.5 and found["mean_size"] == 1.25
+    assert found["single"] == found["empty"] == 0.25
+    low, high = found["coverage_ci"]
+    assert low < 0.5 < high and low == pytest.approx(1 - high)
 
 
 def test_bad_input_is_one_sentence() -> None:

@@ -21,6 +21,7 @@ from leukoscope.data import split as splits
 from leukoscope.data import synthetic
 from leukoscope.errors import InputError, LeakError
 from leukoscope.evaluate import metrics
+from leukoscope.evaluate.calibration import prediction_sets
 from leukoscope.imaging.read import read_image
 
 TINY = (
@@ -88,7 +89,24 @@ def test_metrics_are_those_of_the_stored_predictions(run: Path) -> None:
     assert set(found["baseline"]) == {"majority", "colour_knn"}
     low, high = found["ci"]["accuracy"]
     assert low <= found["accuracy"] <= high
-    assert api.evaluate(run)["accuracy"] == found["accuracy"]
+    again = api.evaluate(run)
+    assert again["accuracy"] == found["accuracy"] and again["trust"] == found["trust"]
+
+
+def test_metrics_say_what_sets_and_novelty_are_worth(run: Path) -> None:
+    found = json.loads((run / "metrics.json").read_text())["trust"]
+    contract = json.loads((run / "model" / "contract.json").read_text())
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    part = predictions[predictions["role"] == "test"]
+    probs = part[[f"prob_{c}" for c in contract["classes"]]].to_numpy()
+    sets = prediction_sets(probs, contract["prediction_sets"]["thresholds"])
+    held = [
+        s[contract["classes"].index(label)] for s, label in zip(sets, part["label"], strict=True)
+    ]
+    assert found["prediction_sets"]["coverage"] == pytest.approx(np.mean(held))
+    assert found["prediction_sets"]["nominal"] == contract["prediction_sets"]["coverage"]
+    assert 0 <= found["accepted_as_known"] <= 1
+    assert "are meant to hold the true class" in (run / "report.html").read_text("utf-8")
 
 
 def test_the_clean_protocol_keeps_patients_and_duplicates_apart(run: Path, cells: Path) -> None:

@@ -142,6 +142,26 @@ def prediction_sets(probs: np.ndarray, thresholds: list[float]) -> np.ndarray:
     return 1 - probs <= np.asarray(thresholds) + 1e-7
 
 
+def coverage(sets: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """How prediction sets (n, k) keep their promise on n images with labels (n,).
+
+    `n`; `coverage`, the share of sets that hold the true class, with its 95 % interval
+    `coverage_ci` (Wilson); `mean_size` of a set; `empty` and `single`, shares of sets of no and of
+    one class.
+    """
+    from leukoscope.evaluate.intervals import wilson
+
+    held, size = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
+    return {
+        "n": len(labels),
+        "coverage": float(held.mean()),
+        "coverage_ci": list(wilson(int(held.sum()), len(held))),
+        "mean_size": float(size.mean()),
+        "empty": float((size == 0).mean()),
+        "single": float((size == 1).mean()),
+    }
+
+
 def checked(values: Any, labels: Any, field: str) -> tuple[np.ndarray, np.ndarray]:
     """Values (n, k) as float64 and labels (n,) as int64; InputError naming `field` where they don't
     fit each other, hold a value that isn't finite or a label that isn't in 0 to k - 1."""

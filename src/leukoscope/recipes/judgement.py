@@ -60,7 +60,7 @@ def judged(source: Path, on: Path | None = None) -> tuple[dict[str, Any], pd.Dat
 
 def _with_stored(result: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     """The figures with what only the run itself could know."""
-    known = ("role", "protocol", "baseline", "validation", "phases", "folds")
+    known = ("role", "protocol", "baseline", "validation", "phases", "folds", "trust")
     notes, undefined = stored.get("notes"), stored.get("undefined")
     said = [n for n in notes if n not in result["notes"]] if isinstance(notes, list) else []
     reasons = undefined if isinstance(undefined, dict) else {}

@@ -22,10 +22,11 @@ from torch import Tensor
 
 import leukoscope
 from leukoscope.bundle.contract import Contract
+from leukoscope.bundle.inference import answers
 from leukoscope.data.index import CellIndex
 from leukoscope.data.table import write_parquet
 from leukoscope.errors import InputError, some
-from leukoscope.evaluate.calibration import softmax
+from leukoscope.evaluate.calibration import coverage, softmax
 from leukoscope.evaluate.metrics import summarise
 from leukoscope.files import plain, read_json, sha256_of, write_json, write_text
 from leukoscope.recipes.judgement import baseline, measure, scored
@@ -198,7 +199,26 @@ def judge(
         number: measure(_answers(job, rows, softmax(logits.numpy(), 1.0)), job.classes)
         for number, logits in phases.items()
     }
+    result["trust"] = trust(job, said, contract)
     write_json(run / "metrics.json", result)
+
+
+def trust(
+    job: Experiment, said: Mapping[str, tuple[Tensor, Tensor]], contract: Contract
+) -> dict[str, Any] | None:
+    """How prediction sets and novelty keep their promises on the scored part; None under the
+    published protocol, which fits neither."""
+    if contract.prediction_sets is None or contract.novelty is None:
+        return None
+    logits, features = (part.numpy() for part in said[job.role])
+    seen = answers(logits, features, contract)
+    return {
+        "prediction_sets": {
+            "nominal": contract.prediction_sets.coverage,
+            **coverage(seen.sets, job.labels(job.scored(job.role))),
+        },
+        "accepted_as_known": float((seen.novelty <= 1).mean()),
+    }
 
 
 def predictions(

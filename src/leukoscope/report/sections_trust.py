@@ -11,7 +11,7 @@ from leukoscope.evaluate.metrics import ECE_BINS
 from leukoscope.report import figures, verdict
 from leukoscope.report.inputs import Run
 from leukoscope.report.numbers import bounds, number, percent
-from leukoscope.report.page import Missing, Plot, Section
+from leukoscope.report.page import Missing, Paragraph, Plot, Section
 
 
 def baseline(run: Run) -> Section:
@@ -44,7 +44,26 @@ def calibration(run: Run) -> Section:
     bins = reliability_bins(run)
     ece = number(run.metrics.get("ece"))
     drawing = figures.reliability({"this model": bins})
-    return Section("calibration", name, [Plot([drawing], _reliable(bins, ece))])
+    promises = [Paragraph(text) for text in _promises(run)]
+    return Section("calibration", name, [Plot([drawing], _reliable(bins, ece)), *promises])
+
+
+def _promises(run: Run) -> list[str]:
+    """Sentences on prediction sets and novelty, where the run measured them."""
+    trust = run.metrics.get("trust")
+    if not isinstance(trust, dict):
+        return []
+    sets = trust["prediction_sets"]
+    low, high = sets["coverage_ci"]
+    kept = "within" if low <= sets["nominal"] <= high else "outside"
+    return [
+        f"Prediction sets: {percent(sets['nominal'])} of them are meant to hold the true class; "
+        f"{percent(sets['coverage'])} do, of {sets['n']:,} images, and what was meant lies {kept} "
+        f"the 95% interval, {percent(low)} to {percent(high)}. A set has {sets['mean_size']:.2f} "
+        f"classes on average; {percent(sets['single'])} have one, {percent(sets['empty'])} none.",
+        f"Novelty: {percent(trust['accepted_as_known'])} of these images, all of known classes, "
+        "pass as known; 95% is what its threshold was set to on validation.",
+    ]
 
 
 def reliability_bins(run: Run) -> pd.DataFrame:
