@@ -401,10 +401,10 @@ def survive(family: str, number: int, work: Path, cells: Path, args: argparse.Na
     while tally.kills < args.kills and not tally.wrong:
         seed = f"{args.seed}/{number}/{next(attempt)}"
         rng = random.Random(seed)
-        kind = int(seed.rpartition("/")[2]) % 4
+        kind = int(seed.rpartition("/")[2]) % 6
         with trial(folder, cells, tally, seed) as place:
             killed_and_resumed(family, place, undisturbed, rng, tally,
-                               beside=kind == 3, damage=kind == 2)  # fmt: skip
+                               beside=kind == 2, damage=kind == 1)  # fmt: skip
     for each in range(args.disks):
         seed = f"{args.seed}/{number}/disk {each}"
         # Where a run's first writes are, everything is small: half of the disks are.
@@ -456,7 +456,7 @@ def main() -> int:
     began = time.monotonic()
     rows, wrong, total = [], [], Counter[str]()
     work = Path(tempfile.mkdtemp(prefix="kills-"))
-    synthetic.make(work / "smear", images=60, size=48, patients=6)
+    synthetic.make(work / "smear", images=60, size=48, patients=12)
     os.environ["LEUKOSCOPE_CACHE"] = str(work / "cache")
     api.index(work / "smear" / "cells.csv", work / "cells.parquet")
     preload(work, work / "cells.parquet")
