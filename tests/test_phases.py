@@ -266,10 +266,10 @@ def test_a_run_cut_short_between_two_phases_keeps_the_first_ones_best(
     whole = train(samples, part, settings, tmp_path / "whole").state_dict()
     real = loop.checkpoints.save
 
-    def cut(path: Path, *rest: object) -> None:
+    def cut(path: Path, *rest: object, **more: object) -> None:
         if path.name == "epoch-00000003.safetensors":
             raise KeyboardInterrupt
-        real(path, *rest)  # type: ignore[arg-type]
+        real(path, *rest, **more)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.checkpoints, "save", cut)
