@@ -8,7 +8,9 @@ than such a run, so most are forked from one process that has imported everythin
 `--real` adds some that are started as a user would. A kill is SIGKILL to the process group: at a
 random moment of the time that the run takes undisturbed, or at one of its writes, counted: before
 the file is flushed (and cut in half, as if writing had got no further), before it gets its name,
-just after. What it leaves is resumed, killed again up to twice, resumed to its end and compared.
+just after. What it leaves is resumed, killed again up to twice, resumed to its end and compared. In
+every sixth trial the newest checkpoint is damaged, in another one a second run shares the cache,
+and of another one the export is killed as well.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 HOW = ("half written", "before it has its name", "after it has it")
 KILLS = ("at a random moment", *(f"at a write, {how}" for how in HOW), "of a process of its own")
 HEAD = ("family", "number", "undisturbed, s", "writes", "kills", "of them while resuming",
-        "checkpoint damaged", "said so", "run beside it", "disk full", "identical",
+        "checkpoint damaged", "said so", "run beside it", "export killed", "disk full", "identical",
         "not identical")  # fmt: skip
 WAIT = 600  # seconds after which a run counts as hanging
 
@@ -138,7 +140,7 @@ class Place:
 
     @property
     def expected(self) -> Path:
-        """What `state` says of the undisturbed run; a file of the folder above."""
+        """The undisturbed run's `hashes`; a file of the folder above."""
         return self.folder.parent / "undisturbed.json"
 
     def command(self, family: str, out: str = "run", *, resume: bool = False) -> list[str]:
@@ -256,15 +258,15 @@ def real(arguments: Sequence[str], place: Place, kill: Kill = Kill()) -> Ended:
 # --- what must be the same ----------------------------------------------------------------------
 
 
-def state(run: Path) -> dict[str, str]:
-    """A hash of every file of a finished run but for times, and of what must not be there."""
-    found = {}
-    for path in sorted(run.rglob("*")):
-        name = str(path.relative_to(run))
-        if path.is_file() and path.name not in {"report.html", "report.pdf"}:
-            found[name] = hashlib.sha256(_timeless(path)).hexdigest()
-    found["report"] = str((run / "report.html").stat().st_size > 10_000)
-    return found
+def hashes(folder: Path) -> dict[str, str]:
+    """A hash of every file but for times; of a report, which is full of them, that it is there."""
+    return {
+        str(path.relative_to(folder)): ""
+        if path.name in {"report.html", "report.pdf"}
+        else hashlib.sha256(_timeless(path)).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _timeless(path: Path) -> bytes:
@@ -307,7 +309,7 @@ def killed_and_resumed(
     """
     other = forked(place.command(family, "beside"), place) if beside else None
     left, hits = 1.0, 0
-    for _ in range(1 if damage else rng.randint(1, 3)):
+    for _ in range(1 if damage else 3):
         # Damage needs something to damage: a kill in the second half of the run.
         share = left * (rng.uniform(0.4, 0.9) if damage else rng.random())
         write = Kill(write=1 + int(share * undisturbed.writes), how=rng.randrange(3))
@@ -350,10 +352,24 @@ def judge(place: Place, out: str, ended: Ended, tally: Tally) -> None:
     """Compare a finished run with the undisturbed one."""
     wrong = [f"exit code {ended.code}: {ended.err}"] if ended.code else []
     if not wrong:
-        wrong = differences(json.loads(place.expected.read_text()), state(place.folder / out))
+        wrong = differences(json.loads(place.expected.read_text()), hashes(place.folder / out))
     tally.counts["runs compared"] += 1
     if wrong:
         tally.wrong.append(f"{place.folder / out}: {', '.join(wrong)}")
+
+
+def killed_export(place: Place, rng: random.Random, tally: Tally) -> None:
+    """An export killed at each of its writes in turn, done again, and compared."""
+    out, other = place.folder / "bundle", place.folder / "other-bundle"
+    export = ["export", str(place.folder / "run"), "-o"]
+    writes = forked([*export, str(out)], place)().writes
+    for number in range(1, writes + 1):
+        kill = Kill(write=number, how=rng.randrange(3))
+        ended = forked([*export, str(other)], place, kill)()
+        tally.counts["export killed"] += ended.code == -signal.SIGKILL
+    ended = forked([*export, str(other)], place)()
+    if ended.code or (wrong := differences(hashes(out), hashes(other))):
+        tally.wrong.append(f"{other}: {ended.err or wrong}")
 
 
 def full_disk(family: str, place: Place, size: int, tally: Tally) -> None:
@@ -392,8 +408,7 @@ def survive(family: str, number: int, work: Path, cells: Path, args: argparse.Na
     undisturbed = forked(place.command(family), place)()
     if undisturbed.code:
         raise SystemExit(f"{family} doesn't run: {undisturbed.err}")
-    expected = state(place.folder / "run")
-    place.expected.write_text(json.dumps(expected))
+    place.expected.write_text(json.dumps(hashes(place.folder / "run")))
     size = sum(path.stat().st_size for path in place.folder.rglob("*") if path.is_file())
     shutil.rmtree(place.folder)
     tally.counts["writes"], tally.seconds = undisturbed.writes, undisturbed.seconds
@@ -405,6 +420,8 @@ def survive(family: str, number: int, work: Path, cells: Path, args: argparse.Na
         with trial(folder, cells, tally, seed) as place:
             killed_and_resumed(family, place, undisturbed, rng, tally,
                                beside=kind == 2, damage=kind == 1)  # fmt: skip
+            if kind == 3 and not tally.wrong:
+                killed_export(place, rng, tally)
     for each in range(args.disks):
         seed = f"{args.seed}/{number}/disk {each}"
         # Where a run's first writes are, everything is small: half of the disks are.
@@ -484,7 +501,7 @@ def row(family: str, number: int, tally: Tally) -> list[object]:
     counts = tally.counts
     return [family, number, f"{tally.seconds:.1f}", counts["writes"], tally.kills,
             counts["while resuming"], counts["checkpoint damaged"], counts["damage said"],
-            counts["run beside it"], counts["disk full"],
+            counts["run beside it"], counts["export killed"], counts["disk full"],
             counts["runs compared"] - len(tally.wrong), len(tally.wrong)]  # fmt: skip
 
 
