@@ -109,6 +109,8 @@ def fit(
     state = Progress(settings=f"{settings!r} seed {seed}")
     if resume:
         state = _found(kept, job, state)
+        if state.history:  # a kill may have fallen between the last checkpoint and its line
+            write_history(folder / "history.csv", state.history)
     else:
         for old in kept.glob("*.safetensors"):
             old.unlink()
