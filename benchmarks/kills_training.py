@@ -8,7 +8,7 @@ than such a run, so most are forked from one process that has imported everythin
 `--real` adds some that are started as a user would. A kill is SIGKILL to the process group: at a
 random moment of the time that the run takes undisturbed, or at one of its writes, counted: before
 the file is flushed (and cut in half, as if writing had got no further), before it gets its name,
-just after. What it leaves is resumed, killed again up to twice, resumed to its end and compared. In
+just after. What it leaves is resumed, killed again up to three times, resumed to its end and compared. In
 every sixth trial the newest checkpoint is damaged, in another one a second run shares the cache,
 and of another one the export is killed as well.
 """
@@ -302,14 +302,14 @@ def killed_and_resumed(
     family: str, place: Place, undisturbed: Ended, rng: random.Random, tally: Tally, *,
     beside: bool, damage: bool,
 ) -> None:  # fmt: skip
-    """Up to three kills on the way to the end of one run.
+    """Up to four kills on the way to the end of one run.
 
     beside: another run of the same shares the cache from the start, and ends as well. damage: the
     newest checkpoint is damaged after the first kill.
     """
     other = forked(place.command(family, "beside"), place) if beside else None
     left, hits = 1.0, 0
-    for _ in range(1 if damage else 3):
+    for _ in range(1 if damage else 4):
         # Damage needs something to damage: a kill in the second half of the run.
         share = left * (rng.uniform(0.4, 0.9) if damage else rng.random())
         write = Kill(write=1 + int(share * undisturbed.writes), how=rng.randrange(3))
