@@ -8,9 +8,10 @@ than such a run, so most are forked from one process that has imported everythin
 `--real` adds some that are started as a user would. A kill is SIGKILL to the process group: at a
 random moment of the time that the run takes undisturbed, or at one of its writes, counted: before
 the file is flushed (and cut in half, as if writing had got no further), before it gets its name,
-just after. What it leaves is resumed, killed again up to three times, resumed to its end and compared. In
-every sixth trial the newest checkpoint is damaged, in another one a second run shares the cache,
-and of another one the export is killed as well.
+just after. What it leaves is resumed, killed again up to three times, resumed to its end and
+compared. In every sixth trial the newest checkpoint is damaged, in another one a second run shares
+the cache, and of another one the export is killed as well. `--disks` trains on file systems too
+small for it, gives them room, and resumes.
 """
 
 from __future__ import annotations
