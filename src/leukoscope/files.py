@@ -23,7 +23,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_PART = ".part-"
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "Free some space or choose another output with -o."),
     errno.EDQUOT: ("the disk quota is used up", "Free some space or choose another output."),
@@ -99,7 +98,7 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A short name of its own: the target's may already be as long as the file system allows.
-        handle, name = tempfile.mkstemp(prefix=_PART, suffix=path.suffix[-16:], dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix[-16:], dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -111,35 +110,6 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def held(folder: Path, *, shared: bool = False) -> Iterator[bool]:
-    """Lock a folder until the block ends, or the process does, in whatever way.
-
-    Yields whether it is locked: False where another process holds it. `shared` waits for it and
-    keeps out only who wants it alone. Where there are no such locks it always is.
-    """
-    if fcntl is None:
-        yield True
-        return
-    with explain_os_errors(folder):
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alone = True
-    except OSError as problem:  # otherwise a file system that has no locks
-        alone = problem.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
-    try:
-        yield alone
-    finally:
-        os.close(handle)
-
-
-def sweep(folder: Path) -> None:
-    """Delete what processes that were killed left half-written in a folder of our own."""
-    for part in Path(folder).rglob(f"{_PART}*"):
-        part.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -213,3 +183,32 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def held(folder: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Lock a folder until the block ends, or the process does, in whatever way.
+
+    Yields whether it is locked: False where another process holds it. `shared` waits for it and
+    keeps out only who wants it alone. Where there are no such locks it always is.
+    """
+    if fcntl is None:
+        yield True
+        return
+    with explain_os_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    except OSError as problem:  # otherwise a file system that has no locks
+        alone = problem.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
+    try:
+        yield alone
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes that were killed left half-written in a folder of our own."""
+    for part in Path(folder).rglob(".part-*"):
+        part.unlink(missing_ok=True)
