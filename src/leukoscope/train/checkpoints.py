@@ -167,13 +167,14 @@ def newest(folder: Path, module: nn.Module) -> Progress | None:
 
 
 def best(folder: Path, phase: int, module: nn.Module) -> None:
-    """Restore the best epoch of a phase, from its copy where the file is damaged, saying so."""
+    """Restore the best epoch of a phase; a damaged file is replaced by its copy, which is said."""
     path = phase_file(folder, phase)
     try:
         load(path, module)
     except InputError as problem:
         load(_copy_of(path), module)
         remark(f"{problem.message}; going on from its copy.")
+        share(_copy_of(path), path)
 
 
 def prune(folder: Path) -> None:

@@ -109,8 +109,6 @@ def fit(
     state = Progress(settings=f"{settings!r} seed {seed}")
     if resume:
         state = _found(kept, job, state)
-        if state.history:  # a kill may have fallen between the last checkpoint and its line
-            write_history(folder / "history.csv", state.history)
     else:
         for old in kept.glob("*.safetensors"):
             old.unlink()
@@ -144,6 +142,8 @@ def _found(kept: Path, job: Job, fresh: Progress) -> Progress:
             fix="Resume with the same ones, or start a new run with another -o.",
             field="resume",
         )
+    # A kill may have fallen between the last checkpoint and its line.
+    write_history(kept.parent / "history.csv", state.history)
     return state
 
 
