@@ -223,7 +223,7 @@ def _wait(child: int, kill: Kill, log: Path, began: float) -> Ended:
         if done:
             break
         if time.monotonic() >= until:
-            os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)  # it is all of its group
             until = float("inf")
         time.sleep(0.002)
     code = os.waitstatus_to_exitcode(status)
