@@ -273,6 +273,25 @@ def test_a_full_disk(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert "the disk is full" in refused(*train, "-o", tmp_path / "run")
 
 
+@pytest.mark.parametrize("size", ["36k", "260k", "2400k"])
+def test_a_run_goes_on_after_a_full_disk(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    """benchmarks/kills_training.py fills disks of every recipe at many more points."""
+    with disk(tmp_path / "disk", size) as small:
+        monkeypatch.setenv("LEUKOSCOPE_CACHE", str(small / "cache"))
+        train = ("train", "lightweight-cnn", made.cells, "--split", made.split, *TINY,
+                 "-o", small / "run")  # fmt: skip
+        said = refused(*train)
+        assert "the disk is full" in said
+        assert said.endswith("Then go on with --resume.\n")
+        no_parts(small)
+        subprocess.check_call(["mount", "-o", "remount,size=100m", small])
+        done(*train, "--resume")
+        for name in ("model/model.safetensors", "predictions.parquet", "metrics.json"):
+            assert (small / "run" / name).read_bytes() == (made.run / name).read_bytes(), name
+
+
 def test_features_on_a_full_disk(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

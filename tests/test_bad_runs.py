@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from commands import GARBAGE, TINY, Made, call, done, no_parts, picture, refused, untouched
+from commands import GARBAGE, TINY, Made, call, done, no_parts, picture, refused, state, untouched
+from leukoscope.files import held
 
 
 def copied(folder: Path, tmp_path: Path) -> Path:
@@ -31,7 +32,14 @@ def test_a_run_folder_is_used_once(made: Made, tmp_path: Path) -> None:
         assert "holds a run already" in refused(*train)
         other = (*train, "--resume", "--set", "training.learning_rate=0.1")
         assert "another recipe" in refused(*other)
+        with held(run) as alone:
+            assert alone
+            assert "Another process is training" in refused(*train, "--resume")
+    before = state(run)
+    for left in ("model/.part-x.safetensors", "figures/.part-y", "checkpoints/epoch-1.safetensors"):
+        (run / left).write_bytes(b"what a killed run left behind")
     done(*train, "--resume")
+    assert state(run).keys() == before.keys()
     (run / "recipe.toml").write_bytes(b"\xff")
     refused(*train, "--resume")
 
@@ -45,18 +53,23 @@ def test_damaged_checkpoints(
     # A finished run has none left to go on from.
     monkeypatch.setattr("leukoscope.train.checkpoints.clear", lambda _: None)
     done(*train)
+    model = Path(shutil.copy(run / "model/model.safetensors", tmp_path))
     for name in ("epoch-00000001.safetensors", "phase-1.safetensors"):
         path = run / "checkpoints" / name
         whole = path.read_bytes()
         (run / "environment.json").unlink(missing_ok=True)  # as if it had been cut short
         path.write_bytes(b"garbage" if damage == "garbage" else whole[:-5] + b"\1" + whole[-4:])
-        if name == "phase-1.safetensors":
-            assert "phase-1.safetensors" in refused(*train, "--resume")
-            continue
-        answer = call(*train, "--resume")  # begins anew, and says why
+        answer = call(*train, "--resume")
         assert answer.code == 0
-        assert "going on from the one before" in answer.err
+        assert f"Checkpoint {name} is damaged: " in answer.err
+        begun = "training begins anew" if "epoch" in name else "going on from its copy"
+        assert answer.err.endswith(f"; {begun}.\n")
         assert answer.err.count("\n") == 1
+        assert (run / "model/model.safetensors").read_bytes() == model.read_bytes()
+    path.write_bytes(b"")
+    path.with_name(f"copy-of-{name}").write_bytes(b"")
+    (run / "environment.json").unlink()
+    assert "--resume then trains it anew" in refused(*train, "--resume")
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "model/contract.json", "metrics.json"])

@@ -510,7 +510,10 @@ def test_files_keep_the_model_and_fits_repeat(classifier: str, tmp_path: Path) -
     said = {"classifier": classifier, "pca": "network"}
     first, second = (fitted(features, labels, **said) for _ in range(2))
     path = tmp_path / "new" / "model.skops"
+    classical.save(second, path)
+    before = path.read_bytes()
     classical.save(first, path)
+    assert path.read_bytes() == before, "nothing of where it lay in memory, or when, is written"
     expected = classical.probabilities(first, unseen)
     assert np.array_equal(classical.probabilities(second, unseen), expected)
     assert np.array_equal(classical.probabilities(classical.load(path), unseen), expected)

@@ -77,6 +77,9 @@ def test_groups_stay_together_and_folds_are_stratified() -> None:
         rest = np.setdiff1d(np.arange(93), held)
         assert not set(groups[held]) & set(groups[rest])
     assert out_of_fold._folds(np.array([0, 1]), np.array([0, 1]), seed=0) == []
+    few = out_of_fold._folds(labels, groups % 2, seed=0)
+    assert [set(groups[held] % 2) for held in few] in ([{0}, {1}], [{1}, {0}])
+    assert out_of_fold._folds(labels, np.zeros(93), seed=0) == []
 
 
 def test_the_published_protocol_and_learning_networks_have_none(

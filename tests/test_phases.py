@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -137,34 +140,43 @@ def test_two_phases_go_on_from_the_best_of_the_first(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
-def test_phases_unfreezing_and_averaging_resume_bit_identically(
-    samples: PixelSamples, part: Part, tmp_path: Path, stop: int
+PHASES = [Phase(trained="head", epochs=2), Phase(trained="all", unfreeze_every=1, epochs=2)]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"schedule": "cosine", "mixup": 0.4, "averaging": Averaging(start=1)}, {"patience": 1}],
+    ids=["two phases", "averaging", "early stopping"],
+)
+def test_training_cut_short_at_any_write_resumes_bit_identically(
+    samples: PixelSamples, part: Part, tmp_path: Path, more: dict[str, object]
 ) -> None:
-    settings = BASE.model_copy(
-        update={
-            "phases": [Phase(trained="head", epochs=2),
-                       Phase(trained="all", unfreeze_every=1, epochs=3)],
-            "schedule": "cosine", "mixup": 0.4, "averaging": Averaging(start=2),
-        }
-    )  # fmt: skip
+    settings = BASE.model_copy(update={"phases": PHASES, "steps_per_epoch": 1, **more})
     validation = Part(part.rows, part.labels)
     whole = train(samples, part, settings, tmp_path / "whole").state_dict()
-    real, calls = loop._validate, []
+    history = pd.read_csv(tmp_path / "whole" / "history.csv").drop(columns="seconds")
+    real, left = os.replace, 0
 
-    def interrupted(job: loop.Job) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) > stop:
+    def replace(source: Path, target: Path) -> None:
+        nonlocal left
+        real(source, target)
+        left -= 1
+        if left == 0:
             raise KeyboardInterrupt
-        return real(job)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_validate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(samples, part, settings, tmp_path / "cut")
-    again = network()
-    fit(again, "cnn", samples, part, validation, settings, tmp_path / "cut", seed=0, resume=True)
-    assert not moved(whole, again)
+    for write in itertools.count(1):
+        left, folder = write, tmp_path / str(write)
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", replace)
+            train(samples, part, settings, folder)
+        if left > 0:
+            break  # it has no more
+        again = network()
+        fit(again, "cnn", samples, part, validation, settings, folder, seed=0, resume=True)
+        assert not moved(whole, again), write
+        found = pd.read_csv(folder / "history.csv").drop(columns="seconds")
+        pd.testing.assert_frame_equal(found, history)
+    assert write > 10
 
 
 def test_averaged_weights_are_the_mean_of_the_collected_ones(
@@ -255,30 +267,6 @@ def test_validations_within_a_pass(samples: PixelSamples, part: Part, tmp_path: 
 def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Training.model_validate(BASE.model_dump() | wrong)
-
-
-def test_a_run_cut_short_between_two_phases_keeps_the_first_ones_best(
-    samples: PixelSamples, part: Part, tmp_path: Path
-) -> None:
-    """The second phase's best epoch was written, its checkpoint not."""
-    phases = [Phase(trained="head", epochs=2), Phase(trained="all", epochs=2)]
-    settings = BASE.model_copy(update={"phases": phases})
-    whole = train(samples, part, settings, tmp_path / "whole").state_dict()
-    real = loop.checkpoints.save
-
-    def cut(path: Path, *rest: object) -> None:
-        if path.name == "epoch-00000003.safetensors":
-            raise KeyboardInterrupt
-        real(path, *rest)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.checkpoints, "save", cut)
-        with pytest.raises(KeyboardInterrupt):
-            train(samples, part, settings, tmp_path / "cut")
-    again = network()
-    fit(again, "cnn", samples, part, Part(part.rows, part.labels), settings, tmp_path / "cut",
-        seed=0, resume=True)  # fmt: skip
-    assert not moved(whole, again)
 
 
 def test_a_run_cut_short_before_averaging_keeps_the_frozen_layers_statistics(

@@ -5,7 +5,9 @@ Runs here are made-up folders: what is tested is what becomes of their figures.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from leukoscope.data import audit, synthetic
 from leukoscope.data import index as indexes
 from leukoscope.errors import InputError
 from leukoscope.evaluate import intervals, significance
+from leukoscope.files import explain_os_errors
 from leukoscope.recipes import ablation, judgement, levels, published, reproduction
 from leukoscope.recipes.published import NOT_HERE, NOT_RUN, Measured
 from leukoscope.recipes.schema import names, resolve
@@ -599,6 +602,20 @@ def test_tables_are_written_where_later_arms_fail(
     page = (tmp_path / "report.html").read_text()
     assert "not run" in page
     assert "No weights for mobilenetv2_100" in page
+
+
+def test_a_full_disk_stops_all_arms(
+    runner: Callable[..., list[tuple[str, bool]]], tmp_path: Path
+) -> None:
+    def full(arm: str, protocol: str) -> None:
+        if (arm, protocol) == ("efficientnet-b0", "clean"):
+            with explain_os_errors(tmp_path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    trained = runner(full)
+    with pytest.raises(InputError, match="the disk is full"):
+        api.reproduce("lightweight-cnn", Path("cells.parquet"), tmp_path)
+    assert len(trained) == 3
 
 
 def test_where_no_arm_can_run(

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from leukoscope.data import synthetic
 from leukoscope.data.index import examine
 from leukoscope.errors import InputError
+from leukoscope.files import held
 from leukoscope.models.classifier import Pooled, build, seeded
 from leukoscope.models.weights import resolve
 from leukoscope.recipes.schema import resolve as resolve_recipe
@@ -95,8 +96,15 @@ def test_the_cache_keeps_by_content_and_survives_damage(
     caches.trim(limit=0)
     assert cache.path("ab" * 32, "original").exists(), "a run beside this one may be using it"
     os.utime(cache.path("ab" * 32, "original"), (0, 0))
-    caches.trim(limit=0)
-    assert not list(caches.folder().rglob("*.npy"))
+    left = tmp_path / "test" / ".part-killed.npy"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(caches.trim, "__defaults__", (0,))
+    with held(tmp_path, shared=True), caches.in_use():
+        assert cache.get("ab" * 32, "original") is None
+        assert left.exists(), "another run uses the cache"
+    with caches.in_use():
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_features_of_a_frozen_backbone_train_the_head_to_the_plain_loops_numbers(

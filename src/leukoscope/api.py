@@ -75,8 +75,9 @@ def train(recipe: str, cells: Path, out: Path, **options: Any) -> dict[str, Any]
     from leukoscope.recipes import runner
     from leukoscope.report.run import write
 
-    run = runner.train(recipe, Path(cells), Path(out), **options)
-    report = write(run)
+    with runner.resumable(Path(out)):
+        run = runner.train(recipe, Path(cells), Path(out), **options)
+        report = write(run)
     return {"run": str(run), "report": str(report), "metrics": read_json(run / "metrics.json")}
 
 

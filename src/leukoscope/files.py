@@ -18,9 +18,15 @@ import numpy as np
 
 from leukoscope.errors import InputError, some
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "Free some space or choose another output with -o."),
     errno.EDQUOT: ("the disk quota is used up", "Free some space or choose another output."),
+    errno.EFBIG: ("the file would be larger than is allowed", "Raise the limit (ulimit -f)."),
     errno.EROFS: ("the file system is read-only", "Choose an output folder you may write to."),
     errno.EACCES: ("permission is denied", "Choose an output folder you may write to."),
     errno.EPERM: ("permission is denied", "Choose an output folder you may write to."),
@@ -177,3 +183,32 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def held(folder: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Lock a folder until the block ends, or the process does, in whatever way.
+
+    Yields whether it is locked: False where another process holds it. `shared` waits for it and
+    keeps out only who wants it alone. Where there are no such locks it always is.
+    """
+    if fcntl is None:
+        yield True
+        return
+    with explain_os_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    except OSError as problem:  # otherwise a file system that has no locks
+        alone = problem.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
+    try:
+        yield alone
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes that were killed left half-written in a folder of our own."""
+    for part in Path(folder).rglob(".part-*"):
+        part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Progress bars for long work: on a terminal a bar on stderr, elsewhere silence."""
+"""What long work says on stderr: progress bars on a terminal, and remarks."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     from rich.progress import track as draw
 
     yield from draw(items, description, total=total, console=Console(stderr=True), transient=True)
+
+
+def remark(text: str) -> None:
+    """Say something that isn't an error."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)

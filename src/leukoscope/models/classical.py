@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import warnings
 import zipfile
 import zlib
 from collections.abc import Hashable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -325,11 +327,41 @@ _TRUSTED = (
 
 
 def save(model: Pipeline, path: Path) -> None:
-    """Write the model as .skops, atomically. InputError where the place can't be written to."""
+    """Write the model as .skops, atomically; the same model gives the same bytes.
+
+    InputError where the place can't be written to.
+    """
     import skops.io
 
     with files.atomic(Path(path)) as temporary:
-        skops.io.dump(model, temporary, compression=zipfile.ZIP_DEFLATED)
+        temporary.write_bytes(_without_addresses(skops.io.dumps(model)))
+
+
+def _without_addresses(data: bytes) -> bytes:
+    """A .skops whose parts are numbered as they come: skops names them by where they happened to
+    lie in memory, and zip dates them."""
+    with zipfile.ZipFile(io.BytesIO(data)) as given:
+        schema = json.loads(given.read("schema.json"))
+        parts = {name: given.read(name) for name in given.namelist() if name != "schema.json"}
+    ids: dict[int, int] = {}
+    names: dict[str, str] = {}
+
+    def number(node: Any) -> None:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == "__id__":
+                node[key] = ids.setdefault(value, len(ids))
+            elif isinstance(value, str) and value in parts:
+                node[key] = names.setdefault(value, f"{len(names)}{Path(value).suffix}")
+            elif isinstance(value, dict | list):
+                number(value)
+
+    number(schema)
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, part in [*((new, parts[old]) for old, new in names.items()),
+                           ("schema.json", json.dumps(schema).encode())]:  # fmt: skip
+            made.writestr(zipfile.ZipInfo(name), part, zipfile.ZIP_DEFLATED)
+    return written.getvalue()
 
 
 def load(path: Path) -> Pipeline:

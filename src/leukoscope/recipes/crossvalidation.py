@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from leukoscope.files import output_folder, read_json, write_json, write_text
 from leukoscope.recipes import records
 from leukoscope.recipes.judgement import measure
 from leukoscope.recipes.schema import Protocol, Recipe
+from leukoscope.train import checkpoints
 
 WITH_SPREAD = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "log_loss")
 
@@ -46,7 +46,8 @@ def run(
     predictions = pd.read_parquet(out / "predictions.parquet")
     write_json(out / "metrics.json", _together(predictions, metrics, classes))
     best = min(range(len(folds)), key=lambda k: _validation_loss(metrics[k]))
-    shutil.copytree(folds[best] / "model", out / "model", dirs_exist_ok=True)
+    for path in (folds[best] / "model").iterdir():
+        checkpoints.share(path, out / "model" / path.name)
     _audits(folds, out)
     spent = [read_json(fold / "environment.json") for fold in folds]
     seconds = sum(entry["seconds"] for entry in spent)

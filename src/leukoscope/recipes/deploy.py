@@ -21,7 +21,15 @@ from leukoscope.data.index import CellIndex
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.evaluate.calibration import fit_conformal, fit_temperature, softmax
 from leukoscope.evaluate.novelty import fit as fit_novelty
-from leukoscope.files import atomic, output_folder, read_json, sha256_of, write_json, write_text
+from leukoscope.files import (
+    atomic,
+    output_folder,
+    read_json,
+    sha256_of,
+    sweep,
+    write_json,
+    write_text,
+)
 from leukoscope.models import classical, joined
 from leukoscope.models.classifier import Classifier, build, gives_heat_maps
 from leukoscope.models.graph import classifier_graph, to_onnx
@@ -270,4 +278,5 @@ def _bundle_folder(out: Path) -> Path:
             fix="Choose a new folder with -o.",
             field="output",
         )
+    sweep(folder)
     return folder

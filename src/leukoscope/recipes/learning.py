@@ -6,7 +6,6 @@ that calibration, judgement and export know one kind of model.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +25,13 @@ from leukoscope.models.classifier import Classifier, Pooled, build
 from leukoscope.models.features import DeepFeatures, deep_features
 from leukoscope.models.layers import layer_parameters
 from leukoscope.models.weights import InputFormat
+from leukoscope.progress import remark
 from leukoscope.recipes import records
 from leukoscope.recipes.experiment import Experiment
 from leukoscope.recipes.schema import Network
 from leukoscope.train import cache as caches
 from leukoscope.train import checkpoints
-from leukoscope.train.loop import Part, fit, outputs, print_remark
+from leukoscope.train.loop import Part, fit, outputs
 from leukoscope.train.samples import FeatureSamples, Samples, feature_samples, pixel_samples
 
 if TYPE_CHECKING:
@@ -126,16 +126,17 @@ def fit_once(
         "format": caches.FORMAT,
     }
     kept = caches.folder() / "networks" / hashlib.sha256(to_json(stated).encode()).hexdigest()[:24]
-    last = f"phase-{len(job.plan.training.stretches)}.safetensors"
+    last = checkpoints.phase_file(kept, len(job.plan.training.stretches)).name
     if (kept / last).is_file() and (kept / "history.csv").is_file():
         own = classifier if job.plan.training.backbone_learns else classifier.head
-        whole = False
-        with contextlib.suppress(InputError):  # damaged: it is trained anew
+        try:
             checkpoints.load(kept / last, own)
-            whole = True
-        if whole:
             checkpoints.share(kept / "history.csv", output_folder(folder) / "history.csv")
             return
+        except InputError as problem:
+            if isinstance(problem.__cause__, OSError):
+                raise
+            remark(f"{problem.message}; the network in {kept} is trained anew.")
     samples = network_samples(job, place, classifier)
     fit_network(job, place, classifier, samples, folder, resume=resume)
     output_folder(kept)
@@ -246,7 +247,7 @@ def fit_classical(
     features = samples.features[len(job.table) :]
     rows = len(features)
     if settings.classifier == "stacking" and rows >= ecoc.ONEDAL_ROWS and not ecoc.by_onedal(rows):
-        print_remark(
+        remark(
             f"Support vector machines of {rows:,} rows take libsvm hours; "
             "after pip install 'leukoscope[fast]' it is minutes."
         )
@@ -277,7 +278,7 @@ def after_each_phase(job: Experiment, learned: Learned, run: Path) -> dict[str, 
     kept = classifier if job.plan.training.backbone_learns else classifier.head
     found = {}
     for number in range(1, len(job.plan.training.stretches) + 1):
-        checkpoints.load(run / "checkpoints" / f"phase-{number}.safetensors", kept)
+        checkpoints.best(run / "checkpoints", number, kept)
         found[str(number)] = said(learned, job.scored(job.role))[0]
     return found
 

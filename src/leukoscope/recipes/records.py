@@ -28,7 +28,7 @@ from leukoscope.data.table import write_parquet
 from leukoscope.errors import InputError, some
 from leukoscope.evaluate.calibration import coverage, softmax
 from leukoscope.evaluate.metrics import summarise
-from leukoscope.files import plain, read_json, sha256_of, write_json, write_text
+from leukoscope.files import plain, read_json, sha256_of, sweep, write_json, write_text
 from leukoscope.recipes.judgement import baseline, measure, scored
 from leukoscope.recipes.schema import Protocol, Recipe
 
@@ -91,6 +91,7 @@ def claim_recipe(out: Path, plan: Recipe, protocol: Protocol, resume: bool) -> b
             fix="Resume with the same ones, or choose another folder with -o.",
             field="resume",
         )
+    sweep(out)
     return True
 
 

@@ -54,6 +54,8 @@ def reproduce(
             except LeakError:
                 raise
             except InputError as problem:
+                if isinstance(problem.__cause__, OSError):
+                    raise  # a full disk, say, which the next arm would meet as well
                 not_run.append({"arm": arm, "protocol": protocol, "why": str(problem)})
         if runs:
             found = tables.fill(runs, not_run)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,13 +12,15 @@ import pandas as pd
 from leukoscope.data import split as splits
 from leukoscope.data.index import CellIndex
 from leukoscope.data.index import load as load_index
-from leukoscope.errors import UnknownNameError
-from leukoscope.files import output_folder
+from leukoscope.errors import InputError, UnknownNameError
+from leukoscope.files import held, output_folder
 from leukoscope.imaging.augmentation import check as check_augmentation
+from leukoscope.models.classifier import Classifier
 from leukoscope.recipes import crossvalidation, deploy, learning, records
-from leukoscope.recipes.experiment import prepare
+from leukoscope.recipes.experiment import Experiment, prepare
 from leukoscope.recipes.out_of_fold import out_of_fold
 from leukoscope.recipes.schema import PROTOCOLS, Protocol, Recipe, resolve
+from leukoscope.train import cache as caches
 from leukoscope.train import checkpoints
 
 
@@ -54,9 +57,36 @@ def train(
         return run_one(plan, index, cells, out, protocol=protocol, weights=weights, given=given,
                        fold=fold, resume=resume, device=device)  # fmt: skip
 
-    if plan.split.folds > 1 and given is None and fold is None:
-        return crossvalidation.run(one, plan, index, out, protocol, resume=resume)
-    return one(out, fold)
+    with caches.in_use():
+        if plan.split.folds == 1 or given is not None or fold is not None:
+            return one(out, fold)
+        with _alone(out):
+            return crossvalidation.run(one, plan, index, out, protocol, resume=resume)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Make the run folder and hold it; InputError where another process does."""
+    with held(output_folder(out)) as alone:
+        if not alone:
+            raise InputError(
+                f"Another process is training in {out}",
+                fix="Wait until it is done, or choose another folder with -o.",
+                field="output",
+            )
+        yield
+
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Say of a full disk, too, how the run goes on: nothing of it is lost."""
+    try:
+        yield
+    except InputError as problem:
+        if not isinstance(problem.__cause__, OSError) or not (out / "recipe.toml").is_file():
+            raise
+        fix = f"{problem.fix} Then go on with --resume."
+        raise InputError(problem.message, fix=fix, field=problem.field) from problem.__cause__
 
 
 def run_one(
@@ -81,9 +111,22 @@ def run_one(
     )  # fmt: skip
     # Before the folder is claimed, since weights that don't fit are found out here.
     networks = learning.untrained(job)
-    if not records.claim(output_folder(out), job, resume):
-        return out  # finished before
+    with _alone(out):
+        if records.claim(out, job, resume):
+            _learn_and_judge(job, networks, cells, out, began, resume=resume)
+        checkpoints.clear(out)
+    return out
 
+
+def _learn_and_judge(
+    job: Experiment,
+    networks: list[Classifier],
+    cells: Path,
+    out: Path,
+    began: float,
+    *,
+    resume: bool,
+) -> None:
     # Training on training rows, chosen on validation rows.
     learned = learning.learn(job, networks, out, resume=resume)
 
@@ -92,12 +135,10 @@ def run_one(
     said = {
         role: learning.said(learned, job.scored(role))
         for role in job.table["role"].unique()
-        if role != "train" or protocol == "clean"  # novelty, fitted under clean alone, needs it
+        if role != "train" or job.protocol == "clean"  # novelty, fitted under clean alone, needs it
     }
     folds = out_of_fold(job, learned, out, resume=resume)
     contract = deploy.calibrate(job, learned, said, folds)
     deploy.save_model(learned, contract, out / "model")
     records.judge(job, said, folds, contract, phases, learned.notes, out)
     records.environment(job, cells, began, out)
-    checkpoints.clear(out)
-    return out

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from leukoscope.errors import InputError
 from leukoscope.files import atomic
+from leukoscope.progress import remark
 
 KEPT = 2  # the newest, and the one before it should the newest be damaged
 
@@ -77,8 +78,13 @@ def save(
     state: Progress,
     optimizer: torch.optim.Optimizer | None = None,
     average: AveragedModel | None = None,
+    *,
+    twice: bool = False,
 ) -> None:
-    """Write weights and progress, and what else goes on from here, as one file, atomically."""
+    """Write weights and progress, and what else goes on from here, as one file, atomically.
+
+    `twice`: first a copy beside it, for what no earlier epoch stands in for.
+    """
     tensors = {f"model.{key}": value for key, value in module.state_dict().items()}
     if optimizer is not None:
         for index, values in optimizer.state_dict()["state"].items():
@@ -86,10 +92,12 @@ def save(
     if average is not None:
         tensors |= {f"average.{key}": value for key, value in average.state_dict().items()}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    metadata = {"progress": json.dumps(asdict(state)), "digest": digest(tensors)}
-    with atomic(path) as temporary:
-        # Its own save_file reports a full disk as an error without a number.
-        temporary.write_bytes(serialise(tensors, metadata))
+    progress = json.dumps(asdict(state))
+    data = serialise(tensors, {"progress": progress, "digest": digest(tensors, progress)})
+    for each in (_copy_of(path), path) if twice else (path,):
+        with atomic(each) as temporary:
+            # Its own save_file reports a full disk as an error without a number.
+            temporary.write_bytes(data)
 
 
 def load(path: Path, module: nn.Module) -> Progress:
@@ -100,7 +108,8 @@ def load(path: Path, module: nn.Module) -> Progress:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         why = str(problem).splitlines()[-1].strip()
         raise InputError(
-            f"Checkpoint {path.name} can't be read: {why[:200]}", fix="Train the run again."
+            f"Checkpoint {path.name} is damaged: {why[:200]}",
+            fix=f"Delete the .safetensors in {path.parent}: --resume then trains it anew.",
         ) from None
     return state
 
@@ -122,8 +131,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
     data = path.read_bytes()  # its own reader takes no path that isn't UTF-8
     tensors = deserialise(data)
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    if metadata.get("digest") != digest(tensors):
-        raise InputError(f"Checkpoint {path.name} is damaged: its digest doesn't match")
+    if metadata.get("digest") != digest(tensors, metadata["progress"]):
+        raise ValueError("its digest doesn't match")
     return tensors, Progress(**json.loads(metadata["progress"]))
 
 
@@ -136,15 +145,36 @@ def epoch_file(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch:08d}.safetensors"
 
 
-def newest(folder: Path, module: nn.Module) -> tuple[Progress | None, list[str]]:
-    """Restore from the newest whole checkpoint; also sentences about damaged ones passed over."""
-    remarks: list[str] = []
-    for path in sorted(folder.glob("epoch-*.safetensors"), reverse=True):
+def phase_file(folder: Path, phase: int) -> Path:
+    """The best epoch of a phase; saved twice."""
+    return folder / f"phase-{phase}.safetensors"
+
+
+def _copy_of(path: Path) -> Path:
+    return path.with_name(f"copy-of-{path.name}")
+
+
+def newest(folder: Path, module: nn.Module) -> Progress | None:
+    """Restore from the newest whole checkpoint, saying which damaged ones were passed over."""
+    paths = sorted(folder.glob("epoch-*.safetensors"), reverse=True)
+    for place, path in enumerate(paths, start=1):
         try:
-            return load(path, module), remarks
+            return load(path, module)
         except InputError as problem:
-            remarks.append(f"{problem.message}; going on from the one before.")
-    return None, remarks
+            left = "going on from the one before" if place < len(paths) else "training begins anew"
+            remark(f"{problem.message}; {left}.")
+    return None
+
+
+def best(folder: Path, phase: int, module: nn.Module) -> None:
+    """Restore the best epoch of a phase; a damaged file is replaced by its copy, which is said."""
+    path = phase_file(folder, phase)
+    try:
+        load(path, module)
+    except InputError as problem:
+        load(_copy_of(path), module)
+        remark(f"{problem.message}; going on from its copy.")
+        share(_copy_of(path), path)
 
 
 def prune(folder: Path) -> None:
@@ -166,7 +196,7 @@ def clear(run: Path) -> None:
 def share(source: Path, target: Path) -> None:
     """Give a file a second name, or a copy where the file system can't; `target` is whole or
     absent. Neither name is ever written in place."""
-    with atomic(target, durable=False) as temporary:
+    with atomic(target) as temporary:
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
@@ -174,11 +204,11 @@ def share(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values, in the names' order."""
-    found = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 of names, types, shapes and values, in the names' order, and of a text."""
+    found = hashlib.sha256(text.encode())
     for key in sorted(tensors):
-        found.update(key.encode())
         values = tensors[key].detach().cpu().contiguous()
+        found.update(f"{key} {values.dtype} {list(values.shape)} ".encode())
         found.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

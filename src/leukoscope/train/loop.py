@@ -133,9 +133,7 @@ def _threads(number: int) -> Iterator[None]:
 
 def _found(kept: Path, job: Job, fresh: Progress) -> Progress:
     """How far the run in `kept` had come, its weights loaded; `fresh` where there is none."""
-    state, remarks = checkpoints.newest(kept, job.kept)
-    for remark in remarks:
-        print_remark(remark)
+    state = checkpoints.newest(kept, job.kept)
     if state is None:
         return fresh
     if state.settings != fresh.settings:
@@ -144,14 +142,9 @@ def _found(kept: Path, job: Job, fresh: Progress) -> Progress:
             fix="Resume with the same ones, or start a new run with another -o.",
             field="resume",
         )
+    # A kill may have fallen between the last checkpoint and its line.
+    write_history(kept.parent / "history.csv", state.history)
     return state
-
-
-def print_remark(remark: str) -> None:
-    """Say something that isn't an error, on stderr."""
-    from rich.console import Console
-
-    Console(stderr=True, soft_wrap=True).print(remark, highlight=False, markup=False)
 
 
 def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -> None:
@@ -161,7 +154,7 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         state.begin(number)
     # The phase's best epoch so far; of its own name, or a run cut short between two phases would
     # end the first with the second's.
-    ended = kept / f"phase-{number}.safetensors"
+    ended = checkpoints.phase_file(kept, number)
     optimizer = _optimizer(job)
     last = number == len(job.settings.stretches)
     average = AveragedModel(job.kept) if last and job.settings.averaging.start else None
@@ -188,7 +181,7 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
             average.update_parameters(job.kept)
             state.averaged += 1
         if state.best_epoch == state.epoch:
-            checkpoints.save(ended, job.kept, state)
+            checkpoints.save(ended, job.kept, state, twice=True)
         path = checkpoints.epoch_file(kept, state.epoch)
         checkpoints.save(path, job.kept, state, optimizer, average)
         checkpoints.prune(kept)
@@ -197,9 +190,9 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         # A resumed run may have no epoch left, and which layers are frozen decides below.
         thaw(job.classifier, job.name, phase, rounds[state.phase_epoch - 1].epoch)
         _use_average(job, average)
-        checkpoints.save(ended, job.kept, state)
+        checkpoints.save(ended, job.kept, state, twice=True)
     else:
-        checkpoints.load(ended, job.kept)
+        checkpoints.best(kept, number, job.kept)
 
 
 def _optimizer(job: Job) -> torch.optim.Optimizer:

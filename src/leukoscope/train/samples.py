@@ -25,8 +25,7 @@ from leukoscope.models.classifier import Classifier
 from leukoscope.models.graph import to_onnx
 from leukoscope.models.weights import InputFormat
 from leukoscope.parallel import ahead
-from leukoscope.train import cache as caches
-from leukoscope.train.cache import ArrayCache
+from leukoscope.train.cache import ArrayCache, explained
 from leukoscope.train.views import NUCLEUS, ImageFile, ViewSettings, fill, fresh, get, prepare
 
 READ_AHEAD = 8  # batches that are read before the device asks for them
@@ -185,7 +184,11 @@ def feature_samples(
     first = get(cache, hashes[0], int(table["view"].iloc[0]))
     # Unlinked at once, so that a killed run leaves nothing behind; written, not mapped, since
     # where a disk is full writing to a mapping kills the process.
-    with explain_os_errors(cache.root), tempfile.TemporaryFile(dir=cache.root) as scratch:
+    with (
+        explained(),
+        explain_os_errors(cache.root),
+        tempfile.TemporaryFile(dir=cache.root) as scratch,
+    ):
         for sha256, view in zip(hashes, table["view"], strict=True):
             scratch.write(np.asarray(get(cache, sha256, int(view)), np.float32).tobytes())
         scratch.flush()
@@ -204,7 +207,6 @@ def pixel_samples(
 ) -> PixelSamples:
     """Make every view of `table` (image, view) that isn't kept yet, as uint8 pixels; with `boxes`
     the nuclei of all images too, by which detectors know where the cells are."""
-    caches.trim()
     size = size_of(files, settings)
     cache = ArrayCache("views", {**settings.key(), "size": size})
     wanted = _blocks(table, files)
