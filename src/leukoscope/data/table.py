@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,7 +81,7 @@ def read_parquet(
                 handle.seek(0)
             table = pq.read_table(handle, columns=columns, partitioning=None)
         table.validate(full=True)
-    except (OSError, pa.ArrowException) as problem:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as problem:  # names of columns
         why = str(problem).split("\n")[0].split(". ")[0]
         raise InputError(
             f"{path} can't be read as {what}: it is no parquet file ({why})", fix=fix, field=field
@@ -93,6 +94,21 @@ def read_parquet(
             field=field,
         )
     return table
+
+
+def as_lists(table: pa.Table, names: Sequence[str], path: Path) -> dict[str, list[Any]]:
+    """Columns as Python values; InputError where a value has no such (the year 300,000, say)."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = table[name].to_pylist()
+        except Exception as problem:  # noqa: BLE001 - every type of column has errors of its own
+            raise InputError(
+                f"{path} has values in the column {name!r} that can't be read: {problem}",
+                fix=f"Remove the column or write it as text, not as {table[name].type}.",
+                field=name,
+            ) from None
+    return found
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
