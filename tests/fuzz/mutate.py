@@ -23,13 +23,12 @@ import tomli_w
 
 ODD: tuple[Any, ...] = (
     "", " ", "\0", "a\nb", "\x1b[31m", "\u202e", "NA", "nan", "None", "1.0", "1e999", "-1",
-    "é" * 40,
-    "x" * 3000, "../../../etc/passwd", "/dev/zero", "a/../a", "=1+1", "test", "train", "P1", "[",
-    "70/15/15", "inf/1/1", "0/0/100", "resize", "dense", "lymphocyte", 0, 1, 2, -1, 255,
-    2**31, 2**63 - 1, -(2**63), 2**64, 10**400, 0.0, -0.0, 0.5, 1.0, -1.5, 1e-320, 1e308, float("nan"),
-    float("inf"), float("-inf"), True, False, None, [], [[]], [None], {}, {"": {}},
-    {"step": "resize"},
-    {"step": "resize", "size": [8, 8]}, {"operation": "rotate", "p": 2.0}, {"layer": "relu"},
+    "é" * 40, "x" * 3000, "../../../etc/passwd", "/dev/zero", "a/../a", "=1+1", "test", "train",
+    "P1", "[", "70/15/15", "inf/1/1", "0/0/100", "resize", "dense", "lymphocyte",
+    0, 1, 2, -1, 255, 2**31, 2**63 - 1, -(2**63), 2**64, 10**400, 0.0, -0.0, 0.5, 1.0, -1.5, 1e-320,
+    1e308, float("nan"), float("inf"), float("-inf"), True, False, None, [], [[]], [None], {},
+    {"": {}}, {"step": "resize"}, {"step": "resize", "size": [8, 8]},
+    {"operation": "rotate", "p": 2.0}, {"layer": "relu"},
     datetime.date(1, 1, 1), datetime.datetime(9999, 12, 31, 23), datetime.time(1),
 )  # fmt: skip
 ODD_BYTES = (b"", b"\0", b"\xff\xfe", b"PAR1", b"\xff\xff\xff\x7f", b"\xff" * 8, b"9" * 5000, b'"')
