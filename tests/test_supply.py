@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import re
 import sys
 from collections import deque
@@ -19,8 +18,7 @@ VENDOR = REPOSITORY / "src" / "leukoscope" / "review" / "static" / "vendor"
 EXTRAS = ("train", "serve", "fast")  # dev isn't passed on
 COPYLEFT = re.compile(r"\b[AL]?GPL|General Public|Affero|Proprietary|SSPL|Commons Clause", re.I)
 INTEL = "Intel Simplified Software License: free to use and pass on; of the extra `fast` alone"
-RUNTIME = "names GCC's runtime libraries, which are under the GPL with GCC's runtime exception"
-EXCEPTIONS = {"daal": INTEL, "tbb": INTEL, "tcmlib": INTEL, "scipy": RUNTIME, "numpy": RUNTIME}
+EXCEPTIONS = {"daal": INTEL, "tbb": INTEL, "tcmlib": INTEL}
 # Native libraries beside the wheels' modules, by the start of the file's name.
 FFMPEG = "LGPL-2.1: FFmpeg in OpenCV's wheel, a file of its own that can be exchanged; never called"
 LIBRARIES = {
@@ -64,11 +62,12 @@ def _core() -> dict[str, Distribution]:
 
 
 def _licence(of: Distribution) -> str:
-    """All that a distribution's metadata say of its licence; its licence file where they don't."""
+    """The licences that a distribution's metadata name; its licence file where they name none."""
     about = of.metadata
     said = [about.get("License-Expression") or "", about.get("License") or ""]
     said += [c for c in about.get_all("Classifier") or [] if c.startswith("License ::")]
-    text = " ".join(part for part in said if part not in {"", "UNKNOWN"})
+    # A whole text in place of a name also speaks of other works.
+    text = " ".join(part for part in said if part != "UNKNOWN" and len(part) < 200)
     files = [file for file in of.files or [] if re.match(r"licen[sc]e|copying", file.name, re.I)]
     return text or " ".join(Path(str(of.locate_file(file))).read_text("utf-8") for file in files)
 
