@@ -72,7 +72,7 @@ sbom: $(VENV)/.dev $(TOOLS)/.made
 	mkdir -p build
 	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
 	--output-reproducible -o build/sbom.json
-	$(TOOLS)/bin/python .ci/supply.py sbom build/sbom.json
+	$(BIN)/python .ci/supply.py core | $(TOOLS)/bin/python .ci/supply.py sbom build/sbom.json
 
 audit: $(TOOLS)/.made
 	mkdir -p build

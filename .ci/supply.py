@@ -1,4 +1,4 @@
-"""What the tools of the supply chain said, made ready: `sbom FILE` and `audit FILE`."""
+"""The supply chain, between the tools of the Makefile: `core`, `sbom FILE` and `audit FILE`."""
 
 from __future__ import annotations
 
@@ -6,35 +6,59 @@ import hashlib
 import json
 import re
 import sys
-import tomllib
+from collections import deque
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("train", "serve", "fast")
+EXTRAS = ("train", "serve", "fast")  # dev isn't passed on
 VENDOR = ROOT / "src" / "leukoscope" / "review" / "static" / "vendor"
 
 
-def sbom(path: Path) -> str:
-    """Leave in a CycloneDX file what is passed on, not the developers' tools, and htmx with it."""
+def core() -> dict[str, Distribution]:
+    """Every installed distribution that leukoscope with its extras for users draws in, by name."""
+    from packaging.requirements import Requirement
+
+    found: dict[str, Distribution] = {}
+    todo = deque([Requirement(f"leukoscope[{','.join(EXTRAS)}]")])
+    seen = set()
+    while todo:
+        wanted = todo.popleft()
+        name, extras = _key(wanted.name), frozenset(wanted.extras)
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:  # `make demo` installs no `fast`
+            continue
+        for line in found[name].requires or []:
+            needed = Requirement(line)
+            held = [{"extra": extra} for extra in extras or {""}]
+            if needed.marker is None or any(needed.marker.evaluate(extra) for extra in held):
+                todo.append(needed)
+    return found
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def sbom(path: Path, names: set[str]) -> str:
+    """Leave in a CycloneDX file the packages of these names alone, and add htmx."""
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
     bom = json.loads(path.read_text("utf-8"))
-    known = {_key(component["name"]): component for component in bom["components"]}
-    needs = {entry["ref"]: entry.get("dependsOn", []) for entry in bom["dependencies"]}
-    direct = [known[name]["bom-ref"] for name in _direct() if name in known]
-    kept, todo = set(), list(direct)
-    while todo:
-        ref = todo.pop()
-        todo += [other for other in needs.get(ref, []) if other not in kept]
-        kept.add(ref)
-    htmx = _htmx()
     root = bom["metadata"]["component"]["bom-ref"]
-    bom["components"] = [c for c in bom["components"] if c["bom-ref"] in kept] + [htmx]
-    bom["dependencies"] = [d for d in bom["dependencies"] if d["ref"] in kept] + [
-        {"ref": root, "dependsOn": sorted([*direct, htmx["bom-ref"]])},
-        {"ref": htmx["bom-ref"]},
+    components = [c for c in bom["components"] if _key(c["name"]) in names] + [_htmx()]
+    kept = {component["bom-ref"] for component in components} | {root}
+    needs = {entry["ref"]: set(entry.get("dependsOn", [])) for entry in bom["dependencies"]}
+    needs[root] = needs.get(root, set()) | {components[-1]["bom-ref"]}
+    bom["components"] = components
+    bom["dependencies"] = [
+        {"ref": ref, "dependsOn": sorted(needs.get(ref, set()) & kept)} for ref in sorted(kept)
     ]
     text = json.dumps(bom, indent=2)
     version = SchemaVersion.from_version(bom["specVersion"])
@@ -42,18 +66,7 @@ def sbom(path: Path) -> str:
     if fault is not None:
         sys.exit(f"{path} is no CycloneDX {bom['specVersion']}: {fault}")
     path.write_text(text + "\n", "utf-8")
-    return f"{path}: CycloneDX {bom['specVersion']}, {len(bom['components'])} components."
-
-
-def _direct() -> list[str]:
-    """What pyproject.toml asks for, developers' tools aside."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lists = [project["dependencies"], *(project["optional-dependencies"][e] for e in EXTRAS)]
-    return [_key(re.split(r"[\[<>=;! ]", line)[0]) for lines in lists for line in lines]
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return f"{path}: CycloneDX {bom['specVersion']}, {len(components)} components."
 
 
 def _htmx() -> dict[str, Any]:
@@ -81,5 +94,12 @@ def audit(path: Path) -> str:
     return f"No known vulnerability in {len(judged)} packages{left}."
 
 
+def main() -> str:
+    if sys.argv[1] == "core":
+        return "\n".join(sorted(core()))
+    path = Path(sys.argv[2])
+    return audit(path) if sys.argv[1] == "audit" else sbom(path, set(sys.stdin.read().split()))
+
+
 if __name__ == "__main__":
-    print({"sbom": sbom, "audit": audit}[sys.argv[1]](Path(sys.argv[2])))
+    print(main())

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 import sys
-from collections import deque
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VENDOR = REPOSITORY / "src" / "leukoscope" / "review" / "static" / "vendor"
-EXTRAS = ("train", "serve", "fast")  # dev isn't passed on
 COPYLEFT = re.compile(r"\b[AL]?GPL|General Public|Affero|Proprietary|SSPL|Commons Clause", re.I)
 INTEL = "Intel Simplified Software License: free to use and pass on; of the extra `fast` alone"
 EXCEPTIONS = {"daal": INTEL, "tbb": INTEL, "tcmlib": INTEL}
@@ -38,27 +36,12 @@ LIBRARIES = {
 }  # fmt: skip
 
 
-def _core() -> dict[str, Distribution]:
-    """Every installed distribution that leukoscope with its extras for users draws in, by name."""
-    found: dict[str, Distribution] = {}
-    todo = deque([Requirement(f"leukoscope[{','.join(EXTRAS)}]")])
-    seen = set()
-    while todo:
-        wanted = todo.popleft()
-        name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        try:
-            found[name] = distribution(name)
-        except PackageNotFoundError:  # `make demo` installs no `fast`
-            continue
-        for line in found[name].requires or []:
-            needed = Requirement(line)
-            held = [{"extra": extra} for extra in extras or {""}]
-            if needed.marker is None or any(needed.marker.evaluate(extra) for extra in held):
-                todo.append(needed)
-    return found
+@pytest.fixture(scope="module")
+def core() -> dict[str, Distribution]:
+    """What the product draws in, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / ".ci")
+        return importlib.import_module("supply").core()
 
 
 def _licence(of: Distribution) -> str:
@@ -72,8 +55,8 @@ def _licence(of: Distribution) -> str:
     return text or " ".join(Path(str(of.locate_file(file))).read_text("utf-8") for file in files)
 
 
-def test_the_core_is_free_of_copyleft() -> None:
-    licences = {name: _licence(found) for name, found in _core().items()}
+def test_the_core_is_free_of_copyleft(core: dict[str, Distribution]) -> None:
+    licences = {name: _licence(found) for name, found in core.items()}
     assert len(licences) > 60
     silent = [name for name, text in licences.items() if not text.strip()]
     assert not silent, "these say nothing about their licence"
@@ -110,9 +93,9 @@ def test_every_pin_but_torch_has_its_hashes() -> None:
         assert entry.startswith("#") or "--hash=sha256:" in entry, entry
 
 
-def test_everything_the_product_draws_in_is_pinned() -> None:
+def test_everything_the_product_draws_in_is_pinned(core: dict[str, Distribution]) -> None:
     pins = _pins(REPOSITORY / "constraints.txt")
-    assert not set(_core()) - set(pins) - {"leukoscope"}
+    assert not set(core) - set(pins) - {"leukoscope"}
 
 
 def test_vendored_files_are_those_published() -> None:
