@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Test processes share the cores; one thread each is fastest.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test lint system docs benchmark clean
+.PHONY: demo test lint system docs benchmark fuzz lock hashes sbom audit clean
 
 demo: $(VENV)/.train
 	$(BIN)/leukoscope demo -o demo
@@ -48,6 +48,43 @@ system:
 	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; } || \
 	echo "Missing and not to be installed here:$$missing; their tests will be skipped."
+
+# One reader of tests/fuzz/readers.py for so many minutes; what is found lands in fuzzing/READER.
+READER ?= image
+MINUTES ?= 30
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fuzz]' || \
+	{ echo "atheris has no wheel for this computer: no fuzzing here."; exit 1; }
+	$(BIN)/python tests/fuzz/run.py $(READER) --minutes $(MINUTES)
+
+# The supply chain (docs/supply-chain.md). Its tools stand apart from what they look at.
+TOOLS := $(VENV)/tools
+lock: constraints-hashed.txt
+constraints-hashed.txt: constraints.txt $(TOOLS)/.made
+	$(TOOLS)/bin/uv pip compile -q --no-deps --universal --python-version 3.11 --generate-hashes \
+	--default-index https://pypi.org/simple --no-emit-package torch --no-annotate --no-header \
+	constraints.txt -o $@
+
+hashes: $(VENV)/.train
+	$(BIN)/python -m pip download -q --no-deps --require-hashes -d build/wheels -r constraints-hashed.txt
+
+sbom: $(VENV)/.dev $(TOOLS)/.made
+	mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	--output-reproducible -o build/sbom.json
+	$(BIN)/python .ci/supply.py core | $(TOOLS)/bin/python .ci/supply.py sbom build/sbom.json
+
+audit: $(TOOLS)/.made
+	mkdir -p build
+	$(TOOLS)/bin/pip-audit --disable-pip --no-deps -r constraints-hashed.txt -f json \
+	-o build/audit.json || true
+	$(TOOLS)/bin/python .ci/supply.py audit build/audit.json
+
+$(TOOLS)/.made: constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; found none."; exit 1; }
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install -q -c constraints.txt cyclonedx-bom pip-audit uv
+	touch $@
 
 $(VENV)/.train: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; found none."; exit 1; }

@@ -23,6 +23,7 @@ class LeukoscopeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, fix: str = "", field: str = "") -> None:
+        message = _sentence(message)
         super().__init__(message)
         self.message = message
         self.fix = fix
@@ -83,6 +84,12 @@ def nearest(got: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most similar to `got`, or None where none is similar."""
     found = difflib.get_close_matches(got.lower(), [a.lower() for a in allowed], n=1, cutoff=0.5)
     return next((a for a in allowed if found and a.lower() == found[0]), None)
+
+
+def _sentence(text: str, most: int = 1000) -> str:
+    """The text in one line; its beginning and end where what was got is a book."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 :]}"
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

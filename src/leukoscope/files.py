@@ -175,7 +175,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"Can't read {path}: {problem}", fix="Check the path.") from None
-    except (json.JSONDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:  # also a number of 5,000 digits
         raise InputError(f"{path} is not JSON: {problem}", fix="Write it anew.") from None
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
+    JsonValue,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
 
 from leukoscope.errors import InputError
+from leukoscope.evaluate.calibration import TEMPERATURES
 from leukoscope.files import read_json, sha256_of
 from leukoscope.imaging.pipeline import check as check_chain
 from leukoscope.tables import Table
@@ -24,9 +26,15 @@ OUTPUTS = ("logits", "features", "feature_map", "class_gradient")
 """What a graph gives; the last two only where heat maps can be made from them."""
 
 
-Spread = Annotated[float, Field(gt=0)]
-Channels = tuple[float, float, float]
+# Beyond these limits, which no images come near, arithmetic in float32 overflows.
+Mean = Annotated[float, Field(ge=-1e3, le=1e3)]
+Spread = Annotated[float, Field(ge=1e-6, le=1e6)]
+Channels = tuple[Mean, Mean, Mean]
 Spreads = tuple[Spread, Spread, Spread]
+if TYPE_CHECKING:
+    Plain = dict[str, Any]
+else:
+    Plain = dict[str, JsonValue]  # whose numbers are finite, as everywhere in a `Table`
 
 
 class Input(Table):
@@ -166,12 +174,12 @@ class Contract(Table):
     input: Input
     preprocessing: list[dict[str, Any]]
     classes: Annotated[list[str], Field(min_length=2)]
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])]
     prediction_sets: PredictionSets | None
-    novelty: dict[str, Any] | None
+    novelty: Plain | None
     model: Model
     origin: Origin
-    validation: dict[str, Any]
+    validation: Plain
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:

@@ -28,7 +28,7 @@ from leukoscope import __version__
 from leukoscope.data.datasets import UNKNOWN_LICENCE, datasets
 from leukoscope.data.layouts import Row, detect, is_data_set, parse
 from leukoscope.data.signature import COLOUR_FEATURES, SIDE, colour_moments, phash, thumbnail
-from leukoscope.data.table import read_parquet, write_parquet
+from leukoscope.data.table import as_lists, read_parquet, write_parquet
 from leukoscope.data.tree import Tree, scan
 from leukoscope.errors import InputError, UnreadableError, some
 from leukoscope.files import (
@@ -285,16 +285,18 @@ def _resume(journal: Path, head: str) -> dict[str, Facts]:
 
 def _known(out: Path, root: Path) -> dict[str, Facts]:
     """Facts that an earlier index at `out` holds about the same folder."""
+    names = ["image", *_FACTS]
     try:
         table = read_parquet(out, "an index", fix="", field="output")
+        metadata = _metadata(table.schema)
+        now = {"format": FORMAT, "side": SIDE, "root": str(root)}
+        if not now.items() <= metadata.items() or not set(names) <= set(table.column_names):
+            return {}
+        columns = as_lists(table, names, out)
     except InputError:
         return {}
-    metadata = _metadata(table.schema)
-    now = {"format": FORMAT, "side": SIDE, "root": str(root)}
-    if not now.items() <= metadata.items() or not {"image", *_FACTS} <= set(table.column_names):
-        return {}
-    columns = table.select(["image", *_FACTS]).to_pylist()
-    return {c["image"]: c for c in columns if all(c[name] is not None for name in _FACTS)}
+    rows = (dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return {c["image"]: c for c in rows if all(sound(c[name]) for name, sound in _SOUND.items())}
 
 
 def _frame(named: Mapping[str, Row], facts: Mapping[str, Facts], root: Path) -> pd.DataFrame:
@@ -349,7 +351,7 @@ def load(path: Path) -> CellIndex:
     metadata = _metadata(table.schema)
     if metadata.get("format", FORMAT) > FORMAT:
         raise InputError(f"{path} was made by a newer Leukoscope", fix="Update, or index anew.")
-    frame = _typed({name: table[name].to_pylist() for name in table.column_names})
+    frame = _typed(as_lists(table, table.column_names, path))
     _check(frame, path)
     stored, beside = metadata.get("root", "."), metadata.get("root_from_index", ".")
     here = path.absolute().parent
@@ -370,7 +372,7 @@ def _metadata(schema: pa.Schema) -> dict[str, Any]:
     """What the file says about itself; entries of another type than `save` writes are left out."""
     try:
         found = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
@@ -393,7 +395,7 @@ def _typed(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
         frame[name] = pd.Series(values, dtype=object)
     for name, values in columns.items():
         if name not in frame:
-            number = name in _NUMBERS and all(isinstance(value, int) for value in values)
+            number = name in _NUMBERS and all(_is_whole(value, 2**63) for value in values)
             dtype = "int64" if number else object if name in _SCHEMA else None
             frame[name] = pd.Series(values, dtype=dtype)
     return pd.DataFrame(frame)
@@ -401,7 +403,7 @@ def _typed(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
 
 def text_of(value: Any) -> str | None:
     """A cell as text: null and blank are None, and the patient 7.0 of a float column is 7."""
-    if value is None or value != value:
+    if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -438,6 +440,10 @@ def _complete(frame: pd.DataFrame) -> bool:
     return all(name in frame and frame[name].map(sound).all() for name, sound in _SOUND.items())
 
 
+def _is_whole(value: Any, below: int) -> bool:
+    return isinstance(value, int) and -below < value < below
+
+
 def _is_hex(value: Any, digits: int) -> bool:
     return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
 
@@ -449,8 +455,8 @@ def _is_colour(value: Any) -> bool:
 
 
 _SOUND: dict[str, Callable[[Any], bool]] = {
-    "width": lambda value: isinstance(value, int) and value > 0,
-    "height": lambda value: isinstance(value, int) and value > 0,
+    "width": lambda value: _is_whole(value, 2**31) and value > 0,
+    "height": lambda value: _is_whole(value, 2**31) and value > 0,
     "sha256": lambda value: _is_hex(value, 64),
     "phash": lambda value: _is_hex(value, 16),
     "thumbnail": lambda value: isinstance(value, bytes) and len(value) == SIDE * SIDE,

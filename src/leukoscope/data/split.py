@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from leukoscope import files
 from leukoscope.data import duplicates
 from leukoscope.data.duplicates import Duplicates
-from leukoscope.data.table import read_parquet, write_parquet
+from leukoscope.data.table import as_lists, read_parquet, write_parquet
 from leukoscope.errors import InputError, LeakError, UnknownNameError, some
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ def read(path: Path) -> pd.DataFrame:
             fix=fix,
             field="split",
         )
-    columns = {name: table[name].to_pylist() for name in COLUMNS}
+    columns = as_lists(table, COLUMNS, Path(path))
     for name in ("image", "role"):
         odd = next((value for value in columns[name] if not isinstance(value, str)), None)
         if odd is not None or None in columns[name]:
@@ -363,7 +363,7 @@ def _attributes(schema: pa.Schema) -> dict[Any, Any]:
     """Seed, ratios, folds and the index's hash, where the file holds them."""
     try:
         found = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

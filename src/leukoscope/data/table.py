@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,12 +76,14 @@ def read_parquet(
     try:
         # A handle, since pyarrow takes no path that isn't UTF-8.
         with Path(path).open("rb") as handle:
+            about = pq.read_metadata(handle)
+            _refuse_bomb(about, handle.seek(0, os.SEEK_END), path)
             if columns is not None:
-                columns = [name for name in pq.read_schema(handle).names if name in columns]
-                handle.seek(0)
+                columns = [name for name in about.schema.to_arrow_schema().names if name in columns]
+            handle.seek(0)
             table = pq.read_table(handle, columns=columns, partitioning=None)
         table.validate(full=True)
-    except (OSError, pa.ArrowException) as problem:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as problem:  # names of columns
         why = str(problem).split("\n")[0].split(". ")[0]
         raise InputError(
             f"{path} can't be read as {what}: it is no parquet file ({why})", fix=fix, field=field
@@ -93,6 +96,34 @@ def read_parquet(
             field=field,
         )
     return table
+
+
+def _refuse_bomb(about: pq.FileMetaData, size: int, path: Path) -> None:
+    """InputError for rows or bytes that a file of `size` bytes holds only where they are all alike:
+    a kilobyte can say a billion rows. Every row of ours names an image of its own."""
+    stored = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    if about.num_rows > 10**6 + 100 * size or stored > 2**26 + 1000 * size:
+        raise InputError(
+            f"{path} has {size:,} bytes, which unpack to {about.num_rows:,} rows of {stored:,} "
+            "bytes; allowed: 100 rows and 1000 bytes a byte of the file",
+            fix="Write the table anew without compression.",
+            field="source",
+        )
+
+
+def as_lists(table: pa.Table, names: Sequence[str], path: Path) -> dict[str, list[Any]]:
+    """Columns as Python values; InputError where a value has no such (the year 300,000, say)."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = table[name].to_pylist()
+        except Exception as problem:  # noqa: BLE001 - every type of column has errors of its own
+            raise InputError(
+                f"{path} has values in the column {name!r} that can't be read: {problem}",
+                fix=f"Remove the column or write it as text, not as {table[name].type}.",
+                field=name,
+            ) from None
+    return found
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

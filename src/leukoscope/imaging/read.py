@@ -112,7 +112,7 @@ def read_bytes_image(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarra
     plain = _plain_jpeg(data, max_pixels)
     if plain is not None:
         return plain
-    with _open(data) as image:
+    with _open(data, max_pixels) as image:
         if image.width * image.height > max_pixels:
             raise UnreadableError(
                 f"it has {image.width} x {image.height} = {image.width * image.height:,} pixels, "
@@ -153,15 +153,23 @@ def _fast_decoder() -> ModuleType | None:
         return None
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     """The header, parsed; nothing decoded."""
     try:
         with _quiet():
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # max_pixels judges
+            # `max_pixels` is judged when the size is known, but of a GIF Pillow makes room for the
+            # first frame already, which may be larger than the image: up to 4 billion pixels.
+            limit = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = max_pixels if data.startswith(b"GIF8") else None
             try:
                 return Image.open(io.BytesIO(data), formats=FORMATS)
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
+    except Image.DecompressionBombError:
+        raise UnreadableError(
+            f"its first frame has more than the {max_pixels:,} pixels allowed",
+            fix="Cut or shrink it first.",
+        ) from None
     except Exception as problem:  # noqa: BLE001 - decoders raise nearly anything
         name = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
         if name is None:

@@ -215,14 +215,15 @@ def raw(name: str) -> dict[str, Any]:
     """A recipe file's tables as they stand, neither merged nor checked."""
     try:
         return tomllib.loads(text(name))
-    except (tomllib.TOMLDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:  # also a number of 5,000 digits
         raise InputError(
             f"Recipe {name} is not TOML: {problem}", fix="Correct that line.", field="recipe"
         ) from None
 
 
 def arms(tables: Mapping[str, Any]) -> list[str]:
-    """The arms of a recipe, its default first."""
+    """The arms of a recipe, its default first; InputError unless they are tables."""
+    _refuse_values(tables, "arms")
     return list(tables.get("arms", {})) or ["default"]
 
 
@@ -232,7 +233,6 @@ def resolve(name: str, *, arm: str | None = None, settings: Sequence[str] = ()) 
     Raises InputError naming the key, what was got, what is allowed and the nearest match.
     """
     tables = raw(name)
-    _refuse_values(tables, "arms")
     tables.pop("protocol", None)  # a run's recipe.toml states these two; it is a recipe as well
     arm = arm or tables.pop("arm", None) or arms(tables)[0]
     if not isinstance(arm, str) or arm not in arms(tables):
@@ -356,7 +356,7 @@ def _value(text: str) -> Any:
     """A TOML value; what isn't one is taken as a bare string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
 
 
