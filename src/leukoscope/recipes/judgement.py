@@ -112,7 +112,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     fix = "Give a .csv or .parquet with the columns label and predicted."
     if path.suffix.lower() == ".parquet":
         table = read_parquet(path, "predictions", fix=fix, field="source")
-        frame = table.to_pandas(ignore_metadata=True)
+        frame = table.replace_schema_metadata(None).to_pandas()  # that of pandas may be damaged
     else:
         frame = _read_csv(path, fix)
     for column in _TEXT:
