@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from leukoscope.errors import LeukoscopeError
+from leukoscope.errors import InputError, LeukoscopeError
 from leukoscope.review import access, audit, cases, jobs, signing
 from leukoscope.review.access import current_user, needs
 from leukoscope.review.api.errors import status_of
@@ -46,7 +46,8 @@ def listed(
 @router.get("/new")
 def new(request: Request, user: Reviewer) -> Response:
     """The form of a new case."""
-    return page(request, "new_case.html", user, given={})
+    size = request.app.state.settings.pixel_size
+    return page(request, "new_case.html", user, given={"pixel_size": size})
 
 
 @router.post("/new")
@@ -58,17 +59,21 @@ def create(
     slide: Text = "",
     stain: Text = "",
     notes: Text = "",
+    pixel_size: Text = "",
 ) -> Response:
     """Make the case and go on to its images."""
     given = {"pseudonym": pseudonym, "slide": slide, "stain": stain, "notes": notes}
     model = request.app.state.model_id
     try:
         with database.begin() as session:
-            made = cases.create(session, user, model_id=model, **given)
+            made = cases.create(
+                session, user, model_id=model, pixel_size=_micrometres(pixel_size), **given
+            )
     except LeukoscopeError as problem:
         return page(
-            request, "new_case.html", user, problem=problem, status=status_of(problem), given=given
-        )
+            request, "new_case.html", user, problem=problem, status=status_of(problem),
+            given=given | {"pixel_size": pixel_size},
+        )  # fmt: skip
     return seen(f"/cases/{made.id}/images")
 
 
@@ -135,14 +140,29 @@ def edit(
     slide: Text = "",
     stain: Text = "",
     notes: Text = "",
+    pixel_size: Text = "",
 ) -> Response:
     """Correct what the case is called."""
     with database.begin() as session:
         cases.edit(
-            session, user, case_id, revision,
-            pseudonym=pseudonym, slide=slide, stain=stain, notes=notes,
+            session, user, case_id, revision, pseudonym=pseudonym, slide=slide, stain=stain,
+            notes=notes, pixel_size=_micrometres(pixel_size),
         )  # fmt: skip
     return seen(f"/cases/{case_id}/images")
+
+
+def _micrometres(typed: str) -> float | None:
+    """A number as people write it, with point or comma; None where nothing was typed."""
+    if not typed.strip():
+        return None
+    try:
+        return float(typed.replace(",", "."))
+    except ValueError:
+        raise InputError(
+            f"Micrometres a pixel can't be {typed[:32]!r}",
+            fix="Write a number such as 0.07, or leave it empty.",
+            field="pixel_size",
+        ) from None
 
 
 @router.post("/{case_id}/reread")

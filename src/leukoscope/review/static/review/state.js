@@ -3,7 +3,7 @@ const place = document.getElementById("review");
 const given = JSON.parse(place.dataset.config);
 
 export const state = {
-  ...given,  // caseId, me, model, classes, extra, keys, editable, heatMaps
+  ...given,  // caseId, me, model, classes, extra, keys, editable, heatMaps, pixelSize
   cells: new Map(),
   revision: -1,
   selected: new Set(),
