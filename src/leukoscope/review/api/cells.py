@@ -93,11 +93,15 @@ def count(case_id: str, by: Viewer, db: Db) -> dict[str, Any]:  # noqa: ARG001
         names = cases.classes(session, case)
         views = cases.cells(session, case.id)
     predicted, shown = [v.predicted for v in views], [v.shown for v in views]
+    seen = [v for v in views if v.label is not None]
     return {
         "revision": case.revision,
         "model": [vars(share) for share in differential.count(predicted, names)],
         "reviewer": [vars(share) for share in differential.count(shown, names)],
         "agreement": vars(differential.agreement(predicted, shown)),
+        "looked_at": vars(
+            differential.agreement([v.predicted for v in seen], [v.shown for v in seen])
+        ),
         "apart": {name: shown.count(name) for name in EXTRA_LABELS},
     }
 

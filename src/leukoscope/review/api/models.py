@@ -374,6 +374,9 @@ class Differential(BaseModel):
     model: list[Share]
     reviewer: list[Share]
     agreement: Agreement
+    """Over all cells: those that nobody has looked at count as agreed."""
+    looked_at: Agreement
+    """Over the cells that a reviewer has labelled or confirmed."""
     apart: dict[str, int]
 
 

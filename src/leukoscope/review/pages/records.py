@@ -78,6 +78,6 @@ def over_time(
         model = session.get_one(Model, state.model_id)
     return page(
         request, "quality.html", user, model=model, unit=unit, periods=periods,
-        charts=charts(periods), rule=quality.RULE,
+        charts=charts(periods), rule=quality.RULE, fewest=quality.FEWEST_CASES,
         alarms=[(p.start, sentence) for p in reversed(periods) for sentence in p.alarms],
     )  # fmt: skip

@@ -9,12 +9,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, LeukoscopeError
-from leukoscope.review import access, audit, cases, jobs, signing
+from leukoscope.review import access, audit, cases, differential, jobs, signing
 from leukoscope.review.access import current_user, needs
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
 from leukoscope.review.pages.render import keys_of, page, seen
 from leukoscope.review.schema import Case, Cell, Upload, User
+from leukoscope.review.vocabulary import spelled
 
 router = APIRouter(prefix="/cases")
 Data = Annotated[Database, Depends(access.database)]
@@ -184,6 +185,7 @@ def review(request: Request, user: Viewer, case_id: str, database: Data) -> Resp
     return page(
         request, "review.html", user, tab="review", classes=classes, keys=keys_of(classes),
         extra=[name for name in cases.EXTRA_LABELS if name not in classes],
+        names={name: spelled(name) for name in classes},
         editable=context["case"].state == "open" and user.role != "viewer",
         heat_maps=contract["model"]["heat_maps"], **context,
     )  # fmt: skip
@@ -222,10 +224,13 @@ def _report(
     looked_at = [c for c in content["cells"] if c["label"] is not None]
     left = [c for c in content["cells"] if c["flag"] and c["label"] is None]
     corrected = [c for c in looked_at if c["label"] != c["predicted"]]
+    agreed = differential.agreement(
+        [c["predicted"] for c in looked_at], [c["label"] for c in looked_at]
+    )
     return page(
         request, "report.html", user, problem=problem,
         status=status_of(problem) if problem else 200, tab="report", content=content,
-        signatures=signed, looked_at=looked_at, left=left, corrected=corrected,
+        signatures=signed, looked_at=looked_at, left=left, corrected=corrected, agreed=vars(agreed),
         earlier=content["case"]["version"] != found.version,
         intact=content["signed"] is None
         or signing.hash_of(content) == content["signed"]["sha256"],

@@ -71,7 +71,7 @@ async function references(cell) {
   parts.references.replaceChildren();
   for (const label of [first, rival].filter((one) => one && state.classes.includes(one))) {
     const list = make("ul", { class: "references" });
-    parts.references.append(make("h3", {}, `Reference: ${named(label)}`), list);
+    parts.references.append(make("section", {}, make("h3", {}, `Reference: ${named(label)}`), list));
     get(`cells/${cell.id}/references?label=${encodeURIComponent(label)}&limit=5`).then(({ references: found }) => {
       if (current !== cell.id) return;
       if (!found.length) list.replaceWith(make("p", { class: "quiet small" }, "None yet: they come from signed cases, or from the laboratory's own folder."));
