@@ -127,6 +127,7 @@ def test_the_whole_story(office: Office, tmp_path: Path) -> None:
     story.review(page, case)
     cells = page.locator(".cell").count()
     assert cells > 72  # of the field too
+    _a_cell_of_the_field_enlarged(page, case)
     _correct_by_keyboard(page)
     _correct_by_drag_and_undo(page)
     page.keyboard.press("c")
@@ -141,6 +142,28 @@ def test_the_whole_story(office: Office, tmp_path: Path) -> None:
     _read_the_log(page, office.address)
     page.context.close()
     assert not office.said, office.said
+
+
+def _a_cell_of_the_field_enlarged(page: Any, case: str) -> None:
+    """Found by search, shown in its field, measured in pixels and, once those are known, in µm."""
+    for pixel, unit in (("", "px"), ("0,07", "µm")):
+        if pixel:
+            page.goto(f"{case}/images")
+            page.get_by_text("Pseudonym, slide, stain, scale and notes").click()
+            page.get_by_label("Micrometres a pixel").fill(pixel)
+            page.get_by_role("button", name="Save").click()
+            story.review(page, case)
+        everything = page.locator(".cell:visible").count()
+        page.keyboard.press("/")
+        page.keyboard.type("field_1")
+        assert 0 < page.locator(".cell:visible").count() < everything
+        page.keyboard.press("Escape")
+        page.keyboard.press("Enter")
+        page.locator(".in-field svg[viewBox] rect").first.wait_for(state="attached")
+        page.locator(".scale b", has_text=unit).wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_label("Search cells").fill("")
+        page.keyboard.press("Escape")
 
 
 def _correct_by_keyboard(page: Any) -> None:

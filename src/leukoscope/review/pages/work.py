@@ -9,8 +9,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, LeukoscopeError
-from leukoscope.review import access, audit, cases, differential, jobs, signing
-from leukoscope.review.access import current_user, needs
+from leukoscope.review import audit, cases, differential, jobs, signing
+from leukoscope.review.access import needs
+from leukoscope.review.api.common import Db, Reviewer, Text, Viewer
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
 from leukoscope.review.pages.render import keys_of, page, seen
@@ -18,10 +19,6 @@ from leukoscope.review.schema import Case, Cell, Upload, User
 from leukoscope.review.vocabulary import spelled
 
 router = APIRouter(prefix="/cases")
-Data = Annotated[Database, Depends(access.database)]
-Viewer = Annotated[User, Depends(current_user)]
-Reviewer = Annotated[User, Depends(needs("reviewer"))]
-Text = Annotated[str, Form()]
 PAGE = 50
 
 
@@ -29,7 +26,7 @@ PAGE = 50
 def listed(
     request: Request,
     user: Viewer,
-    database: Data,
+    database: Db,
     q: str = "",
     state: str = "",
     before: str | None = None,
@@ -55,7 +52,7 @@ def new(request: Request, user: Reviewer) -> Response:
 def create(
     request: Request,
     user: Reviewer,
-    database: Data,
+    database: Db,
     pseudonym: Text = "",
     slide: Text = "",
     stain: Text = "",
@@ -79,7 +76,7 @@ def create(
 
 
 @router.get("/{case_id}")
-def case(case_id: str, user: Viewer, database: Data) -> Response:  # noqa: ARG001
+def case(case_id: str, user: Viewer, database: Db) -> Response:  # noqa: ARG001
     """To where the case stands: its images while there are no cells, then its review or report."""
     with database.read() as session:
         found = cases.find(session, case_id)
@@ -96,7 +93,7 @@ def _about(request: Request, session: Session, case_id: str) -> dict[str, Any]:
 
 
 @router.get("/{case_id}/images")
-def images(request: Request, user: Viewer, case_id: str, database: Data) -> Response:
+def images(request: Request, user: Viewer, case_id: str, database: Db) -> Response:
     """Where files are dropped, and how far they are."""
     with database.read() as session:
         context = _about(request, session, case_id) | _progress(session, case_id)
@@ -104,7 +101,7 @@ def images(request: Request, user: Viewer, case_id: str, database: Data) -> Resp
 
 
 @router.get("/{case_id}/jobs")
-def progress(request: Request, user: Viewer, case_id: str, database: Data) -> Response:
+def progress(request: Request, user: Viewer, case_id: str, database: Db) -> Response:
     """The part of the page of images that says how far reading is."""
     with database.read() as session:
         context = _about(request, session, case_id) | _progress(session, case_id)
@@ -135,7 +132,7 @@ def _cells(session: Session, case_id: str) -> int:
 def edit(
     user: Reviewer,
     case_id: str,
-    database: Data,
+    database: Db,
     revision: Annotated[int, Form(ge=0, le=2**31 - 1)],
     pseudonym: Text = "",
     slide: Text = "",
@@ -167,7 +164,7 @@ def _micrometres(typed: str) -> float | None:
 
 
 @router.post("/{case_id}/reread")
-def reread(request: Request, user: Reviewer, case_id: str, database: Data) -> Response:
+def reread(request: Request, user: Reviewer, case_id: str, database: Db) -> Response:
     """Have the model that is served now read the case again; what others said stays."""
     with database.begin() as session:
         jobs.order(session, user, "reread", case_id)
@@ -176,7 +173,7 @@ def reread(request: Request, user: Reviewer, case_id: str, database: Data) -> Re
 
 
 @router.get("/{case_id}/review")
-def review(request: Request, user: Viewer, case_id: str, database: Data) -> Response:
+def review(request: Request, user: Viewer, case_id: str, database: Db) -> Response:
     """The screen of review; its cells are fetched by its scripts."""
     with database.read() as session:
         context = _about(request, session, case_id)
@@ -196,7 +193,7 @@ def report(
     request: Request,
     user: Viewer,
     case_id: str,
-    database: Data,
+    database: Db,
     version: Annotated[int | None, Query()] = None,
 ) -> Response:
     """What the case says: to be signed, signed, or an earlier version of it."""
@@ -243,7 +240,7 @@ def sign(
     request: Request,
     user: Annotated[User, Depends(needs("reviewer", "session"))],
     case_id: str,
-    database: Data,
+    database: Db,
     revision: Annotated[int, Form()],
     password: Text = "",
 ) -> Response:
@@ -258,7 +255,7 @@ def sign(
 
 @router.post("/{case_id}/amend")
 def amend(
-    request: Request, user: Reviewer, case_id: str, database: Data, reason: Text = ""
+    request: Request, user: Reviewer, case_id: str, database: Db, reason: Text = ""
 ) -> Response:
     """Begin the next version."""
     try:
@@ -274,7 +271,7 @@ def log(
     request: Request,
     user: Viewer,
     case_id: str,
-    database: Data,
+    database: Db,
     before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
 ) -> Response:
     """The lines of the audit log that are of this case."""
