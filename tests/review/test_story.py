@@ -274,13 +274,16 @@ def test_two_reviewers_see_each_other_and_nothing_is_lost(office: Office) -> Non
     boris.keyboard.press("1")
     _saved(boris)
     said = len(office.said)
-    anna.locator(f"#cell-{cell}").click()
+    anna.locator(f"#cell-{cell}").dblclick()
+    anna.locator("#words").wait_for()
     anna.keyboard.press("u")
-    refused = anna.locator(".toast", has_text="boris changed cell")
+    refused = anna.locator("#enlarge .toast", has_text="boris changed cell")  # not behind it
     refused.wait_for()
     first = anna.locator(".keys [data-label]").first.get_attribute("data-label")
     anna.locator(f"section[data-label='{first}'] #cell-{cell}").wait_for()  # his stands
     refused.get_by_role("button", name="Store mine").click()
+    anna.keyboard.press("Escape")
+    anna.locator("#enlarge").wait_for(state="hidden")
     boris.locator(f"section[data-label='unclassifiable'] #cell-{cell}").wait_for(timeout=5000)
     anna.unroute("**/changes?*")
     _comments_survive(anna, boris, cell)
