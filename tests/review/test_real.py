@@ -67,7 +67,7 @@ def _single_cells(ada: TestClient, pbc: Path) -> str:
     cells = settled(ada, case, 300)
     assert len(cells) == len(held_out)
     truth = [cell["field_name"].split("/")[0] for cell in cells]
-    assert f1_score(truth, [cell["predicted"] for cell in cells], average="macro") >= 0.7
+    assert f1_score(truth, [cell["predicted"] for cell in cells], average="macro") >= 0.6
     assert sum(cell["flag"] == "novel" for cell in cells) <= 0.2 * len(cells)
     wrong = [c for c, right in zip(cells, truth, strict=True) if c["predicted"] != right]
     assert sum(c["flag"] != "" for c in wrong) >= len(wrong) / 2
