@@ -10,6 +10,7 @@ from pathlib import Path
 import bundle
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from serving import Served, new_case, send, serving, settled, uploads
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
@@ -177,12 +178,14 @@ def test_another_model_never_overwrites(
         assert ada.get(f"{PREFIX}/cells/{cell['id']}/heatmap").status_code == 200
 
 
-def test_references_come_from_signed_cases_and_a_folder(
+def test_references_come_from_signed_cases_and_a_folder_most_alike_first(
     small_bundle: Path, tmp_path: Path, migrated_sqlite: Path
 ) -> None:
     own = tmp_path / "references" / "monocyte"
     own.mkdir(parents=True)
-    (own / "a.png").write_bytes(bundle.cell("monocyte"))
+    for name, label in (("a", "erythroblast"), ("b", "monocyte"), ("c", "lymphocyte")):
+        (own / f"{name}.png").write_bytes(bundle.cell(label, seed=4))
+    (own / "d.png").write_bytes(b"no image")
     copy = tmp_path / "r.db"
     copy.write_bytes(migrated_sqlite.read_bytes())
     with serving(
@@ -190,22 +193,64 @@ def test_references_come_from_signed_cases_and_a_folder(
     ) as made:
         person(made.app.state.database, "ada", "administrator", None)
         ada = made.browser("ada")
-        ids = []
-        for pseudonym in ("P-1", "P-2"):
-            case = new_case(ada, pseudonym)
-            send(ada, case, "a.png", bundle.cell("monocyte"))
-            ids.append((case, settled(ada, case)[0]["id"]))
-        (first, _), (_, cell) = ids
-        revision = ada.get(f"{PREFIX}/cases/{first}").json()["revision"]
-        signature = {"revision_seen": revision, "password": PASSWORD}
-        ada.post(f"{PREFIX}/cases/{first}/sign", json=signature)
-        path = f"{PREFIX}/cells/{cell}/references"
-        found = ada.get(path, params={"label": "monocyte"}).json()["references"]
-        assert [each["pseudonym"] for each in found] == ["P-1", None]
-        for each in found:
+        # All are signed as monocytes; only one looks like the last case's cell.
+        signed = {
+            pseudonym: _signed_monocyte(ada, pseudonym, colour)
+            for pseudonym, colour in (
+                ("P-far", "erythroblast"), ("P-like", "monocyte"), ("P-other", "lymphocyte"),
+            )
+        }  # fmt: skip
+        case = new_case(ada)
+        send(ada, case, "a.png", bundle.cell("monocyte", seed=9))
+        path = f"{PREFIX}/cells/{settled(ada, case)[0]['id']}/references"
+        found = ada.get(path, params={"label": "monocyte", "limit": 7}).json()["references"]
+        assert found[0]["cell_id"] == signed["P-like"]
+        assert found[3]["url"].endswith("/1")  # b.png
+        for of_one_kind in (found[:3], found[3:6]):
+            distances = [each["distance"] for each in of_one_kind]
+            assert distances == sorted(distances)
+        assert found[6]["distance"] is None  # d.png, which can't be read
+        for each in found[:6]:
             assert ada.get(each["url"]).headers["content-type"] == "image/png"
         assert ada.get(path, params={"label": "lymphocyte"}).json() == {"references": []}
-        assert ada.get(f"{PREFIX}/references/monocyte/1").status_code == 404
+        assert ada.get(f"{PREFIX}/references/monocyte/4").status_code == 404
+
+
+def _signed_monocyte(ada: TestClient, pseudonym: str, colour: str) -> int:
+    case = new_case(ada, pseudonym)
+    send(ada, case, "a.png", bundle.cell(colour))
+    (cell,) = settled(ada, case)
+    path = f"{PREFIX}/cases/{case}"
+    given = {"label": "monocyte", "cells": {cell["id"]: cell["revision"]}}
+    revision = ada.post(f"{path}/labels", json=given).json()["revision"]
+    signature = {"revision_seen": revision, "password": PASSWORD}
+    assert ada.post(f"{path}/sign", json=signature).status_code == 201
+    return int(cell["id"])
+
+
+def test_the_size_of_a_pixel_begins_as_the_server_is_set(
+    small_bundle: Path, tmp_path: Path, migrated_sqlite: Path
+) -> None:
+    copy = tmp_path / "r.db"
+    copy.write_bytes(migrated_sqlite.read_bytes())
+    with serving(small_bundle, f"sqlite:///{copy}", tmp_path / "f", pixel_size=0.07) as made:
+        person(made.app.state.database, "ada", "administrator", None)
+        ada = made.browser("ada")
+        sent: dict[str, float | None]
+        for sent, size in (({}, 0.07), ({"pixel_size": None}, None), ({"pixel_size": 0.2}, 0.2)):
+            given = {"pseudonym": "P", **sent}
+            assert ada.post(f"{PREFIX}/cases", json=given).json()["pixel_size"] == size
+        path = f"{PREFIX}/cases/{new_case(ada)}"
+        assert ada.patch(path, json={"stain": "W"}).json()["pixel_size"] == 0.07
+        assert ada.patch(path, json={"pixel_size": None, "slide": None}).json()["slide"] == ""
+        assert ada.get(path).json()["pixel_size"] is None
+        assert ada.patch(path, json={"pixel_size": 60}).status_code == 422
+        assert 'value="0.07"' in ada.get("/cases/new").text
+        form = {"pseudonym": "P"}
+        made_by_form = ada.post("/cases/new", data=form | {"pixel_size": "0,1"})
+        assert 'value="0.1"' in made_by_form.text
+        refused = ada.post("/cases/new", data=form | {"pixel_size": "wide"})
+        assert refused.status_code == 422 and "Micrometres a pixel can&#39;t be" in refused.text
 
 
 def test_errors_have_one_shape(served: Served) -> None:

@@ -158,8 +158,8 @@ def test_the_report_says_it_all(tmp_path: Path) -> None:
     for page in pages:
         assert exports.CAVEAT in page
     for said in ("P-0042", "S-7", "May-Grünwald-Giemsa", "1e" * 32, "2f" * 32, "ab" * 32,
-                 "Dr. A. Huber", "2026-11-21 09:30 UTC", "75.0%", "[12.1, 64.6]", "→ ig",
-                 "Toxic granules?", "kappa"):  # fmt: skip
+                 "Dr. A. Huber", "2026-11-21 09:30 UTC", "75.0%", "[12.1, 64.6]",
+                 "→ immature granulocyte", "Toxic granules?", "kappa"):  # fmt: skip
         assert said in text, said
     assert "NOT SIGNED" not in text
     assert "looked at by nobody" not in text

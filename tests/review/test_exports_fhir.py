@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import jsonschema_rs
 import pytest
 from contents import PBC, SIGNED, cell, content, large, small
 from fhir.resources.R4B.bundle import Bundle
@@ -14,6 +17,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from leukoscope.errors import LeukoscopeError
 from leukoscope.review.exports import CAVEAT, SYNTHETIC, fhir
+
+SCHEMA = json.loads(Path(__file__).with_name("fhir_r4.schema.json").read_text(encoding="utf-8"))
 
 CASES = {
     "small": small(),
@@ -96,6 +101,32 @@ def test_bundles_are_valid(name: str, specimen: fhir.Specimen) -> None:
     for element in elements(made):
         assert element not in ("", [], {}), "FHIR allows nothing empty"
         assert not isinstance(element, str) or element == element.strip()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("specimen", ["blood", "bone marrow"])
+def test_bundles_keep_the_published_rules_of_r4(name: str, specimen: fhir.Specimen) -> None:
+    """HL7's own schema of R4, and those of its invariants that a schema can't say."""
+    made = fhir.bundle(CASES[name], specimen)
+    for entry in made["entry"]:
+        resource = entry["resource"]
+        kind = SCHEMA["definitions"][resource["resourceType"]]
+        jsonschema_rs.Draft6Validator(SCHEMA | {"oneOf": [kind]}).validate(resource)
+    bare = made | {"entry": [{"fullUrl": entry["fullUrl"]} for entry in made["entry"]]}
+    jsonschema_rs.Draft6Validator(SCHEMA).validate(bare)
+    for element in (e for e in elements(made) if isinstance(e, dict)):
+        values = [key for key in element if key.startswith("value") and key != "value"]
+        assert len(values) <= 1
+        assert not (values and "dataAbsentReason" in element), "obs-6"
+        assert "system" in element or not {"code", "unit"} <= element.keys(), "qty-3"
+        if element.get("resourceType") == "Observation":
+            mine = [json.dumps(c) for c in element["code"].get("coding", [])]
+            theirs = [json.dumps(c) for p in element.get("component", [])
+                      for c in p["code"].get("coding", [])]  # fmt: skip
+            assert not set(mine) & set(theirs), "obs-7"
+        assert "contained" not in element
+    assert "total" not in made, "bdl-1"
+    ElementTree.fromstring(made["entry"][0]["resource"]["text"]["div"])  # txt-1: it is XHTML
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import bundle
+import numpy as np
 import pytest
 from serving import Served, new_case, send, serving, settled, uploads
 from sqlalchemy.exc import OperationalError
 from store import person
 
 from leukoscope.errors import InputError, UnreadableError
-from leukoscope.imaging.cells import Box, find_cells
+from leukoscope.imaging.cells import Box, crop, find_cells
 from leukoscope.imaging.read import read_image
 from leukoscope.review import files, intake
 from leukoscope.review.api import PREFIX
@@ -110,6 +112,12 @@ def test_what_cant_be_read_is_said_and_stops_nothing(served: Served) -> None:
     for name, word in (("text.png", "text"), ("half.png", "PNG"), ("broken.zip", "zip")):
         assert found[name]["state"] == "failed" and word in found[name]["error"]
         assert anna.get(f"{PREFIX}/uploads/{found[name]['id']}/image").status_code == 404
+    lines = anna.get(f"{PREFIX}/cases/{case}/audit").json()["entries"]
+    logged = {json.loads(e["details"])["name"]: e for e in lines if e["action"] == "failed upload"}
+    assert set(logged) == {"text.png", "half.png", "broken.zip"}
+    for name, line in logged.items():
+        assert line["user"] == "anna" and line["model_sha256"]
+        assert json.loads(line["details"])["error"] == found[name]["error"]
     assert anna.get(f"{PREFIX}/uploads/{found['good.png']['id']}/image").status_code == 200
 
 
@@ -281,11 +289,16 @@ def test_an_upload_survives_a_database_that_fails_when_it_is_noted(
     [
         ((360, 363), [Box(100, 100, 150, 150)], "cell"),
         ((360, 363), [], "cell"),
+        ((640, 480), [], "field"),
         ((360, 363), [Box(10, 10, 60, 60), Box(150, 150, 80, 80)], "cell"),  # one in the middle
+        ((360, 363), [Box(10, 10, 90, 90), Box(150, 150, 80, 80)], "cell"),  # a larger neighbour
+        ((480, 480), [Box(20, 250, 180, 180)], "field"),  # one cell, beside the middle
         ((640, 480), [Box(100, 100, 180, 180)], "field"),
         ((200, 150), [Box(20, 20, 130, 110)], "cell"),
+        ((300, 300), [Box(60, 0, 240, 230)], "cell"),  # cut out at its field's border
         ((1000, 1000), [Box(10, 10, 90, 90), Box(800, 700, 90, 90)], "field"),
-        ((1000, 1000), [Box(100 * n, 450, 90, 90) for n in range(7)], "field"),
+        ((1000, 1000), [Box(450, 450, 90, 90)], "field"),  # too far away for one cell's picture
+        ((1000, 1000), [Box(150 * n, 450, 140, 140) for n in range(6)], "field"),
     ],
 )
 def test_what_a_picture_shows(size: tuple[int, int], boxes: list[Box], shows: str) -> None:
@@ -294,13 +307,15 @@ def test_what_a_picture_shows(size: tuple[int, int], boxes: list[Box], shows: st
 
 @pytest.mark.real
 def test_real_fields_and_cells_are_told_apart(bccd: Path, pbc: Path) -> None:
-    def share(paths: list[Path], kind: str) -> float:
-        images = [read_image(path) for path in paths]
+    def share(images: list[np.ndarray], kind: str) -> float:
         said = [files.shows(i.shape[1], i.shape[0], find_cells(i)) for i in images]
         return said.count(kind) / len(said)
 
-    assert share(sorted((bccd / "images").iterdir())[::18], "field") >= 0.95
-    assert share(sorted(pbc.rglob("*.jpg"))[::80], "cell") >= 0.95
+    fields = [read_image(path) for path in sorted((bccd / "images").iterdir())[::18]]
+    assert share(fields, "field") >= 0.95
+    assert share([field[:, 80:560] for field in fields], "field") >= 0.75
+    assert share([one for f in fields for one in crop(f, find_cells(f))], "cell") >= 0.95
+    assert share([read_image(path) for path in sorted(pbc.rglob("*.jpg"))[::80]], "cell") >= 0.9
 
 
 def test_blobs(blobs: Blobs) -> None:

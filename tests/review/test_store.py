@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from store import PASSWORD, Lab
 
 from leukoscope.errors import InputError
-from leukoscope.review import audit, changes, signing
+from leukoscope.review import audit, cases, changes, signing
 from leukoscope.review import database as module
 from leukoscope.review.database import Database
 from leukoscope.review.schema import Base, User
@@ -40,6 +40,22 @@ def test_upgrade_of_an_empty_postgresql(postgres_url: str) -> None:
     with opened.read() as session:
         assert audit.verify(session).entries == 0
     opened.close()
+
+
+def test_an_older_database_with_cases_is_brought_up_to_date(lab: Lab) -> None:
+    with lab.database.begin() as session:
+        for statement in (
+            "ALTER TABLE cases DROP COLUMN pixel_size",
+            "ALTER TABLE readings DROP COLUMN place",
+            "UPDATE alembic_version SET version_num = '0001'",
+        ):
+            session.execute(text(statement))
+    lab.database.upgrade()
+    with lab.database.read() as session:
+        assert cases.find(session, lab.case).pixel_size is None
+        assert len(cases.cells(session, lab.case)) == len(lab.cells)
+        assert audit.verify(session).intact
+    test_triggers_refuse_changes_of_what_was_said(lab)
 
 
 def test_migrations_lie_in_the_package() -> None:

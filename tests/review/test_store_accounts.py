@@ -354,8 +354,9 @@ def test_every_act_on_accounts_is_in_the_audit_log(lab: Lab) -> None:
     assert not any("good password" in line or token in line for line in everything)
 
 
-def test_a_new_password_ends_tokens_and_who_is_shut_out_leaves_no_open_invitation(
-    lab: Lab,
+@pytest.mark.parametrize("how", ["deactivate", "reviewer", "viewer"])
+def test_a_new_password_ends_tokens_and_who_no_longer_invites_leaves_no_open_invitation(
+    lab: Lab, how: str
 ) -> None:
     with lab.database.begin() as session:
         token = accounts.make_token(session, lab.anna, "robot", ["read"])
@@ -364,7 +365,12 @@ def test_a_new_password_ends_tokens_and_who_is_shut_out_leaves_no_open_invitatio
         accounts.set_role(session, lab.ada, lab.boris.id, "administrator")
         link = accounts.invite(session, "administrator", lab.boris)
         other = accounts.invite(session, "viewer", lab.ada)
-        accounts.deactivate(session, lab.ada, lab.boris.id)
+        accounts.set_role(session, lab.ada, lab.boris.id, "administrator")
+        assert accounts.invitation(session, link).role == "administrator"
+        if how == "deactivate":
+            accounts.deactivate(session, lab.ada, lab.boris.id)
+        else:
+            accounts.set_role(session, lab.ada, lab.boris.id, how)
         assert accounts.invitation(session, other).role == "viewer"
         with pytest.raises(NotFound):
             accounts.invitation(session, link)

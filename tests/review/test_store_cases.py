@@ -95,6 +95,18 @@ def test_an_edit_is_a_revision_that_no_other_edit_or_signature_overlooks(lab: La
     assert said == [("edit", "boris", []), ("edit", "anna", [])]
 
 
+def test_the_size_of_a_pixel_is_a_length_or_unknown(lab: Lab) -> None:
+    with lab.database.begin() as session:
+        assert cases.find(session, lab.case).pixel_size is None
+        made = cases.create(session, lab.anna, "P-9", lab.model.id, pixel_size=0.07)
+        assert cases.edit(session, lab.anna, lab.case, pixel_size=0.1).pixel_size == 0.1
+        assert cases.edit(session, lab.anna, lab.case, stain="W").pixel_size == 0.1
+        for wrong in (0.0, -1.0, 100.0, float("nan"), float("inf")):
+            with pytest.raises(InputError, match="micrometres"):
+                cases.edit(session, lab.anna, made.id, pixel_size=wrong)
+        assert cases.edit(session, lab.anna, lab.case, pixel_size=None).pixel_size is None
+
+
 def test_bad_texts_are_refused(lab: Lab) -> None:
     with lab.database.begin() as session:
         for wrong in (
@@ -261,7 +273,7 @@ def test_a_signature_holds_everything_and_its_hash(lab: Lab) -> None:
     assert signing.hash_of(said) == stored.sha256 == said["signed"]["sha256"]
     assert said["case"] == {
         "id": lab.case, "pseudonym": "P-001", "slide": "S1", "stain": "MGG", "notes": "",
-        "version": 1, "state": "signed", "created": case.created.isoformat(),
+        "pixel_size": None, "version": 1, "state": "signed", "created": case.created.isoformat(),
     }  # fmt: skip
     assert said["model"]["contract_sha256"] == lab.model.contract_sha256
     assert said["model"]["synthetic"] is True

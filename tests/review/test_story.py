@@ -127,6 +127,7 @@ def test_the_whole_story(office: Office, tmp_path: Path) -> None:
     story.review(page, case)
     cells = page.locator(".cell").count()
     assert cells > 72  # of the field too
+    _a_cell_of_the_field_enlarged(page, case)
     _correct_by_keyboard(page)
     _correct_by_drag_and_undo(page)
     page.keyboard.press("c")
@@ -143,6 +144,28 @@ def test_the_whole_story(office: Office, tmp_path: Path) -> None:
     assert not office.said, office.said
 
 
+def _a_cell_of_the_field_enlarged(page: Any, case: str) -> None:
+    """Found by search, shown in its field, measured in pixels and, once those are known, in µm."""
+    for pixel, unit in (("", "px"), ("0,07", "µm")):
+        if pixel:
+            page.goto(f"{case}/images")
+            page.get_by_text("Pseudonym, slide, stain, scale and notes").click()
+            page.get_by_label("Micrometres a pixel").fill(pixel)
+            page.get_by_role("button", name="Save").click()
+            story.review(page, case)
+        everything = page.locator(".cell:visible").count()
+        page.keyboard.press("/")
+        page.keyboard.type("field_1")
+        assert 0 < page.locator(".cell:visible").count() < everything
+        page.keyboard.press("Escape")
+        page.keyboard.press("Enter")
+        page.locator(".in-field svg[viewBox] rect").first.wait_for(state="attached")
+        page.locator(".scale b", has_text=unit).wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_label("Search cells").fill("")
+        page.keyboard.press("Escape")
+
+
 def _correct_by_keyboard(page: Any) -> None:
     classes = page.locator(".keys [data-label]").evaluate_all(
         "buttons => buttons.map(b => b.dataset.label)"
@@ -156,7 +179,7 @@ def _correct_by_keyboard(page: Any) -> None:
         page.keyboard.press("ArrowRight")
     _saved(page)
     assert page.locator("[data-filter='changed'] .count").inner_text() == "5"
-    assert "agree on" in page.locator("#agreement").inner_text()
+    page.locator("#agreement", has_text="agree on").wait_for()  # the count follows the act
 
 
 def _correct_by_drag_and_undo(page: Any) -> None:
@@ -251,13 +274,16 @@ def test_two_reviewers_see_each_other_and_nothing_is_lost(office: Office) -> Non
     boris.keyboard.press("1")
     _saved(boris)
     said = len(office.said)
-    anna.locator(f"#cell-{cell}").click()
+    anna.locator(f"#cell-{cell}").dblclick()
+    anna.locator("#words").wait_for()
     anna.keyboard.press("u")
-    refused = anna.locator(".toast", has_text="boris changed cell")
+    refused = anna.locator("#enlarge .toast", has_text="boris changed cell")  # not behind it
     refused.wait_for()
     first = anna.locator(".keys [data-label]").first.get_attribute("data-label")
     anna.locator(f"section[data-label='{first}'] #cell-{cell}").wait_for()  # his stands
     refused.get_by_role("button", name="Store mine").click()
+    anna.keyboard.press("Escape")
+    anna.locator("#enlarge").wait_for(state="hidden")
     boris.locator(f"section[data-label='unclassifiable'] #cell-{cell}").wait_for(timeout=5000)
     anna.unroute("**/changes?*")
     _comments_survive(anna, boris, cell)

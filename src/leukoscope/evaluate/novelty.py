@@ -97,6 +97,14 @@ def score(features: np.ndarray, logits: np.ndarray, statistics: dict[str, Any]) 
     return result
 
 
+def coordinates(features: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
+    """Where features (n, d) lie, (n, c): Euclid's distance of two places is their Mahalanobis
+    distance inside the principal subspace, within-class covariance as unit. Rows of features that
+    aren't finite aren't either."""
+    inside, _ = _project(_unit(features), statistics)
+    return inside @ _decode(statistics, "whitening", "<f4")
+
+
 def _check(
     features: np.ndarray,
     labels: np.ndarray,

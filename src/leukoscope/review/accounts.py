@@ -246,13 +246,17 @@ def find_user(session: Session, user_id: int) -> User:
 
 
 def set_role(session: Session, by: User, user_id: int, role: str) -> User:
-    """Give an account another role; Conflict for the last active administrator."""
+    """Give an account another role; Conflict for the last active administrator.
+
+    Who no longer administers leaves no open invitation behind.
+    """
     by = acting(session, by, ADMINISTRATOR)
     if role not in ROLES:
         raise UnknownNameError("role", role, ROLES)
     user = find_user(session, user_id)
     if role != ADMINISTRATOR:
         _keep_one_administrator(session, user)
+        _end_invitations(session, user)  # only administrators invite
     was, user.role = user.role, role
     audit.record(session, by, "set role", of=user.name, was=was, role=role)
     return user
@@ -266,9 +270,7 @@ def deactivate(session: Session, by: User, user_id: int) -> User:
     _keep_one_administrator(session, user)
     user.active = False
     _end_sessions(session, user)
-    session.execute(
-        delete(Invitation).where(Invitation.made_by == user.id, Invitation.used.is_(None))
-    )
+    _end_invitations(session, user)
     audit.record(session, by, "deactivate", of=user.name)
     return user
 
@@ -415,6 +417,12 @@ def _no_password() -> str:
 
 def _end_sessions(session: Session, user: User) -> None:
     session.execute(delete(Login).where(Login.user_id == user.id))
+
+
+def _end_invitations(session: Session, by: User) -> None:
+    session.execute(
+        delete(Invitation).where(Invitation.made_by == by.id, Invitation.used.is_(None))
+    )
 
 
 def _end_tokens(session: Session, user: User) -> None:

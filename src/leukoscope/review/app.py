@@ -70,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
     )  # fmt: skip
     state.blobs = Blobs(settings.folder, settings.image_pixels)
     state.jobs = Worker(settings, database, reader, model.id, state.blobs)
-    state.references = References(settings.references, settings.image_pixels)
+    state.references = References(settings.references, reader, settings.image_pixels)
     state.secret, state.attempts = secret_of(settings.folder), Attempts()
     state.welcome = f"{settings.address}/welcome/{first}" if first else None
     app.include_router(api.router)

@@ -20,6 +20,7 @@ from leukoscope.review import audit
 from leukoscope.review.accounts import acting
 from leukoscope.review.problems import Conflict, NotFound, text
 from leukoscope.review.schema import Case, Cell, Change, Model, Reading, Upload, User
+from leukoscope.review.settings import LARGEST_PIXEL, SMALLEST_PIXEL
 
 EXTRA_LABELS = ("artefact", "unclassifiable")
 """What a reviewer may call a cell beside the model's classes; not counted in the differential."""
@@ -30,7 +31,8 @@ CHUNK = 5_000  # parameters of one statement: SQLite and PostgreSQL allow about 
 
 @dataclass(frozen=True)
 class NewReading:
-    """What a model said of one cell. probs: by class, sum 1; flag: one of FLAGS."""
+    """What a model said of one cell. probs: by class, sum 1; flag: one of FLAGS; place: as stored
+    in `Reading`."""
 
     predicted: str
     confidence: float
@@ -38,6 +40,7 @@ class NewReading:
     prediction_set: list[str]
     novelty: float | None = None
     flag: str = ""
+    place: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -156,15 +159,21 @@ def create(
     slide: str = "",
     stain: str = "",
     notes: str = "",
+    pixel_size: float | None = None,
 ) -> Case:
-    """A new open case; InputError where a text is too long or empty."""
+    """A new open case; InputError where a text is too long or empty.
+
+    pixel_size: micrometres a pixel of its images, None where unknown.
+    """
     by = acting(session, by, "reviewer")
     model = find_model(session, model_id)
     made = Case(
         id=secrets.token_hex(8),
         model_id=model.id,
         created_by=by.id,
-        **_texts(pseudonym=pseudonym, slide=slide, stain=stain, notes=notes),
+        **_described(
+            pseudonym=pseudonym, slide=slide, stain=stain, notes=notes, pixel_size=pixel_size
+        ),
     )
     session.add(made)
     session.flush()
@@ -173,29 +182,30 @@ def create(
 
 
 def edit(
-    session: Session, by: User, case_id: str, revision_seen: int | None = None, **changed: str
+    session: Session, by: User, case_id: str, revision_seen: int | None = None, **changed: Any
 ) -> Case:
-    """Change pseudonym, slide, stain or notes of an open case: a revision of it.
+    """Change pseudonym, slide, stain, notes or pixel_size of an open case: a revision of it.
 
     Conflict where somebody did so since `revision_seen`.
     """
     by = acting(session, by, "reviewer")
     found = open_case(session, case_id)
-    unknown = set(changed) - set(_LENGTHS)
+    allowed = [*_LENGTHS, "pixel_size"]
+    unknown = set(changed) - set(allowed)
     if unknown:
-        raise UnknownNameError("field", min(unknown), _LENGTHS)
+        raise UnknownNameError("field", min(unknown), allowed)
     if revision_seen is not None:
         _refuse_edited(session, found, revision_seen)
-    texts = _texts(**changed)
-    was = {name: getattr(found, name) for name, value in texts.items()}
-    for name, value in texts.items():
+    after = _described(**changed)
+    was = {name: getattr(found, name) for name in after}
+    for name, value in after.items():
         setattr(found, name, value)
     found.revision += 1
     session.add(
         Change(case_id=found.id, revision=found.revision, kind="edit", user_id=by.id,
-               before=was, after=texts)
+               before=was, after=after)
     )  # fmt: skip
-    audit.record(session, by, "edit case", found, was=was, now=texts)
+    audit.record(session, by, "edit case", found, was=was, now=after)
     return found
 
 
@@ -297,12 +307,23 @@ def _counts(session: Session, case_ids: list[str]) -> dict[str, tuple[int, int, 
 _LENGTHS = {"pseudonym": (1, 128), "slide": (0, 128), "stain": (0, 64), "notes": (0, 10_000)}
 
 
-def _texts(**given: str) -> dict[str, str]:
-    return {
+def _described(**given: Any) -> dict[str, Any]:
+    """What describes a case, checked."""
+    found = {
         name: text(value, name, least=_LENGTHS[name][0], most=_LENGTHS[name][1],
                    lines=name == "notes")
-        for name, value in given.items()
+        for name, value in given.items() if name in _LENGTHS
     }  # fmt: skip
+    if "pixel_size" not in given:
+        return found
+    size = given["pixel_size"]
+    if size is not None and not SMALLEST_PIXEL <= size <= LARGEST_PIXEL:
+        raise InputError(
+            f"A pixel of {size} micrometres; allowed: {SMALLEST_PIXEL} to {LARGEST_PIXEL}",
+            fix="Measure it with a stage micrometre, or leave it out.",
+            field="pixel_size",
+        )
+    return found | {"pixel_size": size}
 
 
 # --- cells and readings ---------------------------------------------------------------------------
@@ -437,6 +458,7 @@ def _insert_readings(session: Session, model_id: int, readings: Mapping[int, New
                 "prediction_set": reading.prediction_set,
                 "novelty": reading.novelty,
                 "flag": reading.flag,
+                "place": reading.place,
             }
             for cell_id, reading in readings.items()
         ],

@@ -8,9 +8,12 @@ import numpy as np
 
 from leukoscope.bundle.inference import BATCH, Reader
 from leukoscope.errors import InputError, UnknownNameError
+from leukoscope.evaluate.novelty import coordinates
 from leukoscope.imaging.enhancement import GEOMETRIC
 from leukoscope.imaging.pipeline import apply
 from leukoscope.review.cases import NewReading
+
+PLACE, LARGEST = np.dtype("<f2"), 60_000.0
 
 
 def said(reader: Reader, prepared: list[np.ndarray]) -> list[NewReading]:
@@ -19,8 +22,9 @@ def said(reader: Reader, prepared: list[np.ndarray]) -> list[NewReading]:
     classes = reader.contract.classes
     for start in range(0, len(prepared), BATCH):
         answers = reader.answer(np.stack(prepared[start : start + BATCH]))
-        rows = zip(answers.probs, answers.sets, answers.novelty.tolist(), strict=True)
-        for row, (probs, inside, novelty) in enumerate(rows):
+        places = places_of(reader, answers.features)
+        rows = zip(answers.probs, answers.sets, answers.novelty.tolist(), places, strict=True)
+        for row, (probs, inside, novelty, place) in enumerate(rows):
             best = int(probs.argmax())
             found.append(
                 NewReading(
@@ -30,9 +34,24 @@ def said(reader: Reader, prepared: list[np.ndarray]) -> list[NewReading]:
                     prediction_set=[n for n, is_in in zip(classes, inside, strict=True) if is_in],
                     novelty=novelty if math.isfinite(novelty) else None,
                     flag=answers.flag(row),
+                    place=place,
                 )
             )
     return found
+
+
+def places_of(reader: Reader, features: np.ndarray) -> list[bytes | None]:
+    """Where features (n, d) lie for this model, as stored; None where that isn't known."""
+    if reader.contract.novelty is None:
+        return [None] * len(features)
+    rows = coordinates(features, reader.contract.novelty).clip(-LARGEST, LARGEST)
+    return [r.astype(PLACE).tobytes() if np.isfinite(r).all() else None for r in rows]
+
+
+def distance(one: bytes, other: bytes) -> float:
+    """How far two places of one model are from each other."""
+    pair = [np.frombuffer(place, PLACE).astype(np.float64) for place in (one, other)]
+    return float(np.linalg.norm(pair[0] - pair[1]))
 
 
 def heat_map(reader: Reader, image: np.ndarray, label: str) -> np.ndarray:

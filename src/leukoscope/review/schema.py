@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     String,
     Text,
     TypeDecorator,
@@ -131,7 +132,7 @@ class Model(Base):
 
 class Case(Base):
     """One slide of one patient. `revision` counts changes; `version` counts signatures begun:
-    1 until it is signed and amended."""
+    1 until it is signed and amended. `pixel_size`: micrometres a pixel of its images, if known."""
 
     __tablename__ = "cases"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)  # random, not countable
@@ -139,6 +140,7 @@ class Case(Base):
     slide: Mapped[str] = mapped_column(String(128), default="")
     stain: Mapped[str] = mapped_column(String(64), default="")
     notes: Mapped[str] = mapped_column(Text, default="")
+    pixel_size: Mapped[float | None]
     state: Mapped[str] = mapped_column(String(16), default="open")  # open, signed
     version: Mapped[int] = mapped_column(default=1)
     revision: Mapped[int] = mapped_column(default=0)
@@ -208,7 +210,10 @@ class Cell(Base):
 
 
 class Reading(Base):
-    """What one model said of one cell; never changed, never deleted."""
+    """What one model said of one cell; never changed, never deleted.
+
+    `place`: little-endian 16-bit floats, `novelty.coordinates` of its features, where it has any.
+    """
 
     __tablename__ = "readings"
     __table_args__ = (UniqueConstraint("cell_id", "model_id", name="one_reading_a_model"),)
@@ -221,6 +226,7 @@ class Reading(Base):
     prediction_set: Mapped[list[Any]]
     novelty: Mapped[float | None]
     flag: Mapped[str] = mapped_column(String(16), default="")  # "", doubtful, novel
+    place: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
     created: Mapped[datetime.datetime] = mapped_column(default=now, index=True)
 
 

@@ -13,6 +13,7 @@ from leukoscope.errors import InputError
 from leukoscope.tables import Table
 
 PREFIX = "LEUKOSCOPE_REVIEW_"
+SMALLEST_PIXEL, LARGEST_PIXEL = 0.005, 5.0  # micrometres
 
 
 class Settings(Table):
@@ -21,7 +22,8 @@ class Settings(Table):
     `folder` holds images, derived pictures, the secret and, unless `database` names another one,
     the SQLite file. `origin` is the address under which browsers reach the server where a proxy
     stands before it, e.g. https://smear.example.org; `behind_tls`, which
-    https there implies, makes cookies secure.
+    https there implies, makes cookies secure. `pixel_size`: micrometres a pixel with which new
+    cases begin.
     """
 
     bundle: Path
@@ -37,6 +39,7 @@ class Settings(Table):
     archive_members: Annotated[int, Field(ge=1)] = 5_000
     image_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     cells_per_case: Annotated[int, Field(ge=1)] = 20_000
+    pixel_size: Annotated[float, Field(ge=SMALLEST_PIXEL, le=LARGEST_PIXEL)] | None = None
 
     @model_validator(mode="before")
     @classmethod

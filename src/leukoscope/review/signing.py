@@ -148,6 +148,7 @@ def _said(session: Session, case: Case) -> dict[str, Any]:
             "slide": case.slide,
             "stain": case.stain,
             "notes": case.notes,
+            "pixel_size": case.pixel_size,
             "version": case.version,
             "state": case.state,
             "created": case.created.isoformat(),

@@ -64,6 +64,14 @@ _CODES = {
     for code, display, names in _TYPES
     for name in names.split()
 }
+# What data sets abbreviate (PBC; AML-Cytomorphology_LMU), for people to read.
+_WORDS = {
+    "ig": "immature granulocyte", "bas": "basophil", "ebo": "erythroblast", "eos": "eosinophil",
+    "ksc": "smudge cell", "lya": "atypical lymphocyte", "lyt": "lymphocyte",
+    "mmz": "metamyelocyte", "mob": "monoblast", "mon": "monocyte", "myb": "myelocyte",
+    "myo": "myeloblast", "ngb": "band neutrophil", "ngs": "segmented neutrophil",
+    "pmb": "bilobed promyelocyte", "pmo": "promyelocyte",
+}  # fmt: skip
 _ERYTHROBLAST = {"erythroblast", "normoblast", "nrbc", "nucleatedredcell", "nucleatedrbc", "ebo"}
 _NO_CELL = {"artefact", "artifact", "debris", "background", "nocell", "unclassifiable"}
 _NO_LEUKOCYTE = (
@@ -72,6 +80,11 @@ _NO_LEUKOCYTE = (
     | {"platelet", "thrombocyte", "giantplatelet", "giantthrombocyte", "thrombocyteaggregation"}
     | {"plateletclump", "erythrocyte", "redbloodcell", "rbc", "megakaryocyte"}
 )
+
+
+def spelled(name: str) -> str:
+    """A class as people read it: known abbreviations written out, underscores as spaces."""
+    return _WORDS.get(name.lower(), name.replace("_", " "))
 
 
 def is_leukocyte(name: str) -> bool:

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from leukoscope.bundle.inference import Reader
 from leukoscope.errors import LeukoscopeError, UnreadableError
@@ -130,6 +131,8 @@ def _unpack(tools: Tools, job: Job, by: User, upload: Upload) -> None:
     with tools.database.begin() as session:
         present = session.get_one(Upload, upload.id)
         present.kind, present.state, present.error = "archive", state, error
+        if state == "failed":
+            _note_failure(session, by, present)
         session.get_one(Job, job.id).done += 1
 
 
@@ -242,11 +245,21 @@ def _write(tools: Tools, job: Job, by: User, batch: Batch) -> Batch:
             cases.add_cells(session, by, str(job.case_id), tools.model_id, new)
         for upload_id, fared in batch.uploads.items():
             session.execute(update(Upload).where(Upload.id == upload_id).values(**fared))
+            if fared["state"] == "failed":
+                _note_failure(session, by, session.get_one(Upload, upload_id))
         session.get_one(Job, job.id).done += len(batch.uploads)
     batch.cells.clear()
     batch.uploads.clear()
     batch.since = time.monotonic()
     return batch
+
+
+def _note_failure(session: Session, by: User, upload: Upload) -> None:
+    case = cases.find(session, upload.case_id)
+    audit.record(
+        session, by, "failed upload", case, name=upload.name, sha256=upload.sha256,
+        error=upload.error,
+    )  # fmt: skip
 
 
 def _place(box: imaging_cells.Box | None) -> dict[str, int]:

@@ -33,8 +33,10 @@ def listed(
 @router.post("/cases", status_code=201, response_model=models.Case)
 def create(given: models.NewCase, by: Reviewer, request: Request, db: Db) -> Case:
     """A new open case, to be read by the model that is served."""
+    state = request.app.state
+    texts = {"pixel_size": state.settings.pixel_size} | given.model_dump(exclude_unset=True)
     with db.begin() as session:
-        return cases.create(session, by, model_id=request.app.state.model_id, **given.model_dump())
+        return cases.create(session, by, model_id=state.model_id, **texts)
 
 
 @router.get("/cases/{case_id}", response_model=models.Case, responses=documented(404))
@@ -46,9 +48,11 @@ def one(case_id: str, by: Viewer, db: Db) -> Case:  # noqa: ARG001
 
 @router.patch("/cases/{case_id}", response_model=models.Case, responses=documented(404, 409))
 def edit(case_id: str, given: models.CaseChange, by: Reviewer, db: Db) -> Case:
-    """Change what an open case is called."""
+    """Change what an open case is called. `pixel_size` null: unknown; other nulls: as it is."""
+    sent = given.model_dump(exclude_unset=True)
+    changed = {k: v for k, v in sent.items() if v is not None or k == "pixel_size"}
     with db.begin() as session:
-        return cases.edit(session, by, case_id, **given.model_dump(exclude_none=True))
+        return cases.edit(session, by, case_id, **changed)
 
 
 @router.post(

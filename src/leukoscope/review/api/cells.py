@@ -93,11 +93,15 @@ def count(case_id: str, by: Viewer, db: Db) -> dict[str, Any]:  # noqa: ARG001
         names = cases.classes(session, case)
         views = cases.cells(session, case.id)
     predicted, shown = [v.predicted for v in views], [v.shown for v in views]
+    seen = [v for v in views if v.label is not None]
     return {
         "revision": case.revision,
         "model": [vars(share) for share in differential.count(predicted, names)],
         "reviewer": [vars(share) for share in differential.count(shown, names)],
         "agreement": vars(differential.agreement(predicted, shown)),
+        "looked_at": vars(
+            differential.agreement([v.predicted for v in seen], [v.shown for v in seen])
+        ),
         "apart": {name: shown.count(name) for name in EXTRA_LABELS},
     }
 
@@ -238,20 +242,29 @@ def reference_cells(
     label: Annotated[str, Query(max_length=128)],
     limit: Annotated[int, Query(ge=1, le=24)] = 6,
 ) -> dict[str, Any]:
-    """What a class looks like: cells of other, signed cases, then the laboratory's own images."""
+    """What a class looks like: cells of other, signed cases, then the laboratory's own images;
+    of each those first that the model finds most like this cell."""
+    state = request.app.state
     with db.read() as session:
-        case_id = cases.find_cell(session, cell_id).case_id
-        found = references.signed(session, case_id, label, limit)
-    own = min(limit - len(found), request.app.state.references.count(label))
+        case = cases.find(session, cases.find_cell(session, cell_id).case_id)
+        place = references.place_of(session, cell_id, case.model_id)
+        found = references.signed(session, case, label, limit, place)
+    # Of the folder only the served model knows anything.
+    there = place if case.model_id == state.model_id else None
+    own = state.references.nearest(label, limit - len(found), there)
     nobody = {"cell_id": None, "case_id": None, "pseudonym": None, "confidence": None}
     given = [
         {"cell_id": each.cell_id, "case_id": each.case_id, "pseudonym": each.pseudonym,
-         "confidence": each.confidence, "url": f"{PREFIX}/cells/{each.cell_id}/image"}
+         "confidence": each.confidence, "distance": each.distance,
+         "url": f"{PREFIX}/cells/{each.cell_id}/image"}
         for each in found
     ]  # fmt: skip
     return {
         "references": given
-        + [nobody | {"url": f"{PREFIX}/references/{quote(label)}/{n}"} for n in range(own)]
+        + [
+            nobody | {"distance": far, "url": f"{PREFIX}/references/{quote(label)}/{n}"}
+            for n, far in own
+        ]
     }
 
 

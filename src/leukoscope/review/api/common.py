@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends
+from fastapi import Depends, Form
 from fastapi.responses import FileResponse
 
 from leukoscope.review.access import database, needs
@@ -19,6 +19,7 @@ Viewer = Annotated[User, Depends(needs("viewer"))]
 Reviewer = Annotated[User, Depends(needs("reviewer"))]
 Administrator = Annotated[User, Depends(needs("administrator"))]
 InBrowser = Annotated[User, Depends(needs("viewer", "session"))]
+Text = Annotated[str, Form()]
 
 # An image of a given cell never changes; whose browser it is stays private.
 CACHED = {"Cache-Control": "private, max-age=86400, immutable"}

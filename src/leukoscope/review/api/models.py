@@ -8,12 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from leukoscope.review.schema import Role
+from leukoscope.review.settings import LARGEST_PIXEL, SMALLEST_PIXEL
 from leukoscope.tables import Table
 
 Revision = Annotated[int, Field(ge=-1)]
 CellId = Annotated[int, Field(strict=False)]  # a key of JSON is text
 Seen = Annotated[dict[CellId, Revision], Field(min_length=1, max_length=20_000)]
 """Cell ids and the revision of each that was seen."""
+
+
+PixelSize = Annotated[float, Field(ge=SMALLEST_PIXEL, le=LARGEST_PIXEL)] | None
 
 
 class Given(Table):
@@ -105,6 +109,8 @@ class NewCase(Given):
     slide: str = ""
     stain: str = ""
     notes: str = ""
+    pixel_size: PixelSize = None
+    """Micrometres; by default the server's setting, null: unknown."""
 
 
 class CaseChange(Given):
@@ -113,6 +119,7 @@ class CaseChange(Given):
     slide: str | None = None
     stain: str | None = None
     notes: str | None = None
+    pixel_size: PixelSize = None
 
 
 class Case(Row):
@@ -121,6 +128,7 @@ class Case(Row):
     slide: str
     stain: str
     notes: str
+    pixel_size: float | None
     state: Literal["open", "signed"]
     version: int
     revision: int
@@ -281,6 +289,8 @@ class Reference(BaseModel):
     case_id: str | None
     pseudonym: str | None
     confidence: float | None
+    distance: float | None
+    """How unlike the cell in question it is for the model, null where that isn't known."""
     url: str
 
 
@@ -364,6 +374,9 @@ class Differential(BaseModel):
     model: list[Share]
     reviewer: list[Share]
     agreement: Agreement
+    """Over all cells: those that nobody has looked at count as agreed."""
+    looked_at: Agreement
+    """Over the cells that a reviewer has labelled or confirmed."""
     apart: dict[str, int]
 
 

@@ -40,6 +40,7 @@ from leukoscope.review.exports import (
     leukocytes,
     shown,
 )
+from leukoscope.review.vocabulary import spelled
 
 MOST_PICTURES, MOST_COMMENTS = 32, 20  # of a report; the CSV has them all
 SIDE = 128  # pixels of a picture's longer side
@@ -113,7 +114,7 @@ def _differential(content: Content) -> list[Block]:
     shares = content["differential"]
     by_model = {share["name"]: share for share in shares["model"]}
     rows = [
-        [_name(share["name"]), *_figures(share), *_figures(by_model.get(share["name"]))]
+        [_class(share["name"]), *_figures(share), *_figures(by_model.get(share["name"]))]
         for share in shares["reviewer"]
     ]
     head = ["Class", "Reviewer: cells", "share", "95 % interval", "Model: cells", "share",
@@ -132,7 +133,7 @@ def _plot(shares: Mapping[str, Sequence[Mapping[str, Any]]]) -> Plot:
     """Both differentials, the reviewer's line above the model's."""
     data = pd.DataFrame(
         [
-            {"class": _name(share["name"]), "reader": reader}
+            {"class": _class(share["name"]), "reader": reader}
             | {name: share[name] for name in ("share", "low", "high")}
             for reader in ("reviewer", "model")
             for share in shares[reader]
@@ -175,8 +176,8 @@ def _corrected(cells: Sequence[CellContent], picture: Picture) -> list[Block]:
         Shown(
             _embedded(image_of(cell, picture)),
             f"cell {cell['id']}",
-            [f"{_name(cell['predicted'], 28)} ({percent(cell['confidence'])})",
-             f"→ {_name(shown(cell), 28)}"],
+            [f"{_class(cell['predicted'], 28)} ({percent(cell['confidence'])})",
+             f"→ {_class(shown(cell), 28)}"],
         )
         for cell in cells[:MOST_PICTURES]
     ]  # fmt: skip
@@ -190,7 +191,7 @@ def _corrected(cells: Sequence[CellContent], picture: Picture) -> list[Block]:
 def _comments(cells: Sequence[CellContent]) -> list[Block]:
     having = [cell for cell in cells if cell["comment"]]
     items = [
-        f"Cell {cell['id']}, {_name(shown(cell))}, {_name(cell['image'])}: "
+        f"Cell {cell['id']}, {_class(shown(cell))}, {_name(cell['image'])}: "
         + clean(cell["comment"].replace("\n", " "), LONGEST_COMMENT)
         for cell in having[:MOST_COMMENTS]
     ]
@@ -233,6 +234,10 @@ def _interval(found: Mapping[str, Any]) -> str:
     if found.get("low") is None or found.get("high") is None:
         return ""
     return f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def _class(name: str, most: int = LONGEST_NAME) -> str:
+    return _name(spelled(name), most)
 
 
 def _name(text: str, most: int = LONGEST_NAME) -> str:

@@ -8,18 +8,15 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 
 from leukoscope.errors import LeukoscopeError
 from leukoscope.review import access, accounts
-from leukoscope.review.access import current_user, needs, visitor
+from leukoscope.review.access import visitor
+from leukoscope.review.api.common import Db, InBrowser, Text, Viewer
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
 from leukoscope.review.pages.render import page, seen
 from leukoscope.review.schema import User
 
 router = APIRouter()
-Data = Annotated[Database, Depends(access.database)]
 Visitor = Annotated[User | None, Depends(visitor)]
-Viewer = Annotated[User, Depends(current_user)]
-Browser = Annotated[User, Depends(needs("viewer", "session"))]
-Text = Annotated[str, Form()]
 
 
 @router.get("/")
@@ -29,7 +26,7 @@ def first() -> Response:
 
 
 @router.get("/welcome/{token}")
-def welcome(request: Request, token: str, database: Data) -> Response:
+def welcome(request: Request, token: str, database: Db) -> Response:
     """The form behind a one-time link; NotFound where that is over."""
     with database.read() as session:
         link = accounts.invitation(session, token)
@@ -49,7 +46,7 @@ def _welcome(
 
 @router.post("/welcome/{token}")
 def accept(
-    request: Request, token: str, database: Data, name: Text = "", password: Text = ""
+    request: Request, token: str, database: Db, name: Text = "", password: Text = ""
 ) -> Response:
     """Make the account, and log in with it at once."""
     with database.read() as session:
@@ -97,7 +94,7 @@ def _inside(target: str) -> str:
 
 
 @router.post("/logout")
-def leave(request: Request, _: Viewer, database: Data) -> Response:
+def leave(request: Request, _: Viewer, database: Db) -> Response:
     """End the session."""
     with database.begin() as session:
         accounts.log_out(session, access.session_token(request))
@@ -107,7 +104,7 @@ def leave(request: Request, _: Viewer, database: Data) -> Response:
 
 
 @router.get("/account")
-def account(request: Request, user: Viewer, database: Data) -> Response:
+def account(request: Request, user: Viewer, database: Db) -> Response:
     """Password and tokens of one's own."""
     return _account(request, user, database)
 
@@ -131,7 +128,7 @@ def _account(
 
 @router.post("/account/password")
 def password(
-    request: Request, user: Browser, database: Data, old: Text = "", new: Text = ""
+    request: Request, user: InBrowser, database: Db, old: Text = "", new: Text = ""
 ) -> Response:
     """Another password; all sessions end, this one goes on anew."""
     try:
@@ -145,8 +142,8 @@ def password(
 @router.post("/account/tokens")
 def make_token(
     request: Request,
-    user: Browser,
-    database: Data,
+    user: InBrowser,
+    database: Db,
     name: Text = "",
     scopes: Annotated[list[str], Form()] = [],  # noqa: B006 - FastAPI copies it
     days: Annotated[int, Form()] = 90,
@@ -161,7 +158,7 @@ def make_token(
 
 
 @router.post("/account/tokens/{token_id}/revoke")
-def revoke(user: Browser, token_id: int, database: Data) -> Response:
+def revoke(user: InBrowser, token_id: int, database: Db) -> Response:
     """End a token."""
     with database.begin() as session:
         accounts.revoke_token(session, user, token_id)

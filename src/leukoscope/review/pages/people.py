@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 
-from leukoscope.review import access, accounts
-from leukoscope.review.access import needs
+from leukoscope.review import accounts
+from leukoscope.review.api.common import Administrator, Db
 from leukoscope.review.database import Database
 from leukoscope.review.pages.render import page
 from leukoscope.review.schema import ROLES, User, now
 
 router = APIRouter(prefix="/people")
-Data = Annotated[Database, Depends(access.database)]
-Administrator = Annotated[User, Depends(needs("administrator"))]
 
 
 @router.get("")
-def people(request: Request, user: Administrator, database: Data) -> Response:
+def people(request: Request, user: Administrator, database: Db) -> Response:
     """All accounts."""
     return _people(request, user, database)
 
@@ -33,7 +31,7 @@ def _people(request: Request, user: User, database: Database, link: str = "") ->
 def invite(
     request: Request,
     user: Administrator,
-    database: Data,
+    database: Db,
     role: Annotated[str, Form()],
     of: Annotated[int | None, Form()] = None,
 ) -> Response:
@@ -49,7 +47,7 @@ def role(
     request: Request,
     user: Administrator,
     user_id: int,
-    database: Data,
+    database: Db,
     role: Annotated[str, Form()],
 ) -> Response:
     """Give somebody another role."""
@@ -63,7 +61,7 @@ def active(
     request: Request,
     user: Administrator,
     user_id: int,
-    database: Data,
+    database: Db,
     open_it: Annotated[bool, Form()],
 ) -> Response:
     """Shut an account, or open it again."""

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from leukoscope.review import access, audit, quality
-from leukoscope.review.access import current_user, needs
-from leukoscope.review.database import Database
+from leukoscope.review import audit, quality
+from leukoscope.review.api.common import Administrator, Db, Text, Viewer
 from leukoscope.review.pages.charts import charts
 from leukoscope.review.pages.render import page
-from leukoscope.review.schema import Case, Entry, Model, User
+from leukoscope.review.schema import Case, Entry, Model
 
 router = APIRouter()
-Data = Annotated[Database, Depends(access.database)]
-Viewer = Annotated[User, Depends(current_user)]
-Administrator = Annotated[User, Depends(needs("administrator"))]
 Before = Annotated[int | None, Query(ge=1, le=2**31 - 1)]
 PAGE = 100
 
 
 @router.get("/audit")
-def log(request: Request, user: Administrator, database: Data, before: Before = None) -> Response:
+def log(request: Request, user: Administrator, database: Db, before: Before = None) -> Response:
     """Every action of anybody, newest first; for htmx only further lines."""
     with database.read() as session:
         lines = audit.entries(session, None, before, PAGE + 1)
@@ -40,9 +36,7 @@ def _pseudonyms(session: Session, lines: list[Entry]) -> dict[str, str]:
 
 
 @router.post("/audit/verify")
-def verify(
-    request: Request, user: Administrator, database: Data, noted: Annotated[str, Form()] = ""
-) -> Response:
+def verify(request: Request, user: Administrator, database: Db, noted: Text = "") -> Response:
     """Check the whole chain."""
     with database.read() as session:
         verdict = audit.verify(session, noted.strip())
@@ -50,7 +44,7 @@ def verify(
 
 
 @router.get("/about")
-def about(request: Request, user: Viewer, database: Data) -> Response:
+def about(request: Request, user: Viewer, database: Db) -> Response:
     """The model that is served, and those that were."""
     with database.read() as session:
         models = list(session.scalars(select(Model).order_by(Model.id.desc())))
@@ -69,7 +63,7 @@ def about(request: Request, user: Viewer, database: Data) -> Response:
 
 @router.get("/quality")
 def over_time(
-    request: Request, user: Viewer, database: Data, unit: quality.Unit = "week"
+    request: Request, user: Viewer, database: Db, unit: quality.Unit = "week"
 ) -> Response:
     """Volumes, agreement and drift of the model that is served."""
     state = request.app.state
@@ -78,6 +72,6 @@ def over_time(
         model = session.get_one(Model, state.model_id)
     return page(
         request, "quality.html", user, model=model, unit=unit, periods=periods,
-        charts=charts(periods), rule=quality.RULE,
+        charts=charts(periods), rule=quality.RULE, fewest=quality.FEWEST_CASES,
         alarms=[(p.start, sentence) for p in reversed(periods) for sentence in p.alarms],
     )  # fmt: skip

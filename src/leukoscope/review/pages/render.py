@@ -20,6 +20,7 @@ from leukoscope.review import access
 from leukoscope.review.cases import EXTRA_LABELS
 from leukoscope.review.problems import Unauthenticated
 from leukoscope.review.schema import User
+from leukoscope.review.vocabulary import spelled
 
 _DIGITS, _LETTERS = "1234567890", "qwertasdfgiopjlvbm"
 _EXTRA_KEYS = {"artefact": "x", "unclassifiable": "u"}
@@ -101,7 +102,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": percent,
         "interval": interval,
-        "named": named,
+        "named": spelled,
         "moment": moment,
     }
     environment.globals["version"] = leukoscope.__version__
@@ -118,11 +119,6 @@ def interval(share: dict[str, Any]) -> str:
     if share["low"] is None:
         return ""
     return f"{100 * share['low']:.0f}–{100 * share['high']:.0f}"
-
-
-def named(label: str) -> str:
-    """A class as text."""
-    return label.replace("_", " ")
 
 
 def moment(at: datetime.datetime | str) -> Markup:

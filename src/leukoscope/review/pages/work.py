@@ -8,19 +8,17 @@ from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from leukoscope.errors import LeukoscopeError
-from leukoscope.review import access, audit, cases, jobs, signing
-from leukoscope.review.access import current_user, needs
+from leukoscope.errors import InputError, LeukoscopeError
+from leukoscope.review import audit, cases, differential, jobs, signing
+from leukoscope.review.access import needs
+from leukoscope.review.api.common import Db, Reviewer, Text, Viewer
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
 from leukoscope.review.pages.render import keys_of, page, seen
 from leukoscope.review.schema import Case, Cell, Upload, User
+from leukoscope.review.vocabulary import spelled
 
 router = APIRouter(prefix="/cases")
-Data = Annotated[Database, Depends(access.database)]
-Viewer = Annotated[User, Depends(current_user)]
-Reviewer = Annotated[User, Depends(needs("reviewer"))]
-Text = Annotated[str, Form()]
 PAGE = 50
 
 
@@ -28,7 +26,7 @@ PAGE = 50
 def listed(
     request: Request,
     user: Viewer,
-    database: Data,
+    database: Db,
     q: str = "",
     state: str = "",
     before: str | None = None,
@@ -46,34 +44,39 @@ def listed(
 @router.get("/new")
 def new(request: Request, user: Reviewer) -> Response:
     """The form of a new case."""
-    return page(request, "new_case.html", user, given={})
+    size = request.app.state.settings.pixel_size
+    return page(request, "new_case.html", user, given={"pixel_size": size})
 
 
 @router.post("/new")
 def create(
     request: Request,
     user: Reviewer,
-    database: Data,
+    database: Db,
     pseudonym: Text = "",
     slide: Text = "",
     stain: Text = "",
     notes: Text = "",
+    pixel_size: Text = "",
 ) -> Response:
     """Make the case and go on to its images."""
     given = {"pseudonym": pseudonym, "slide": slide, "stain": stain, "notes": notes}
     model = request.app.state.model_id
     try:
         with database.begin() as session:
-            made = cases.create(session, user, model_id=model, **given)
+            made = cases.create(
+                session, user, model_id=model, pixel_size=_micrometres(pixel_size), **given
+            )
     except LeukoscopeError as problem:
         return page(
-            request, "new_case.html", user, problem=problem, status=status_of(problem), given=given
-        )
+            request, "new_case.html", user, problem=problem, status=status_of(problem),
+            given=given | {"pixel_size": pixel_size},
+        )  # fmt: skip
     return seen(f"/cases/{made.id}/images")
 
 
 @router.get("/{case_id}")
-def case(case_id: str, user: Viewer, database: Data) -> Response:  # noqa: ARG001
+def case(case_id: str, user: Viewer, database: Db) -> Response:  # noqa: ARG001
     """To where the case stands: its images while there are no cells, then its review or report."""
     with database.read() as session:
         found = cases.find(session, case_id)
@@ -90,7 +93,7 @@ def _about(request: Request, session: Session, case_id: str) -> dict[str, Any]:
 
 
 @router.get("/{case_id}/images")
-def images(request: Request, user: Viewer, case_id: str, database: Data) -> Response:
+def images(request: Request, user: Viewer, case_id: str, database: Db) -> Response:
     """Where files are dropped, and how far they are."""
     with database.read() as session:
         context = _about(request, session, case_id) | _progress(session, case_id)
@@ -98,7 +101,7 @@ def images(request: Request, user: Viewer, case_id: str, database: Data) -> Resp
 
 
 @router.get("/{case_id}/jobs")
-def progress(request: Request, user: Viewer, case_id: str, database: Data) -> Response:
+def progress(request: Request, user: Viewer, case_id: str, database: Db) -> Response:
     """The part of the page of images that says how far reading is."""
     with database.read() as session:
         context = _about(request, session, case_id) | _progress(session, case_id)
@@ -129,24 +132,39 @@ def _cells(session: Session, case_id: str) -> int:
 def edit(
     user: Reviewer,
     case_id: str,
-    database: Data,
+    database: Db,
     revision: Annotated[int, Form(ge=0, le=2**31 - 1)],
     pseudonym: Text = "",
     slide: Text = "",
     stain: Text = "",
     notes: Text = "",
+    pixel_size: Text = "",
 ) -> Response:
     """Correct what the case is called."""
     with database.begin() as session:
         cases.edit(
-            session, user, case_id, revision,
-            pseudonym=pseudonym, slide=slide, stain=stain, notes=notes,
+            session, user, case_id, revision, pseudonym=pseudonym, slide=slide, stain=stain,
+            notes=notes, pixel_size=_micrometres(pixel_size),
         )  # fmt: skip
     return seen(f"/cases/{case_id}/images")
 
 
+def _micrometres(typed: str) -> float | None:
+    """A number as people write it, with point or comma; None where nothing was typed."""
+    if not typed.strip():
+        return None
+    try:
+        return float(typed.replace(",", "."))
+    except ValueError:
+        raise InputError(
+            f"Micrometres a pixel can't be {typed[:32]!r}",
+            fix="Write a number such as 0.07, or leave it empty.",
+            field="pixel_size",
+        ) from None
+
+
 @router.post("/{case_id}/reread")
-def reread(request: Request, user: Reviewer, case_id: str, database: Data) -> Response:
+def reread(request: Request, user: Reviewer, case_id: str, database: Db) -> Response:
     """Have the model that is served now read the case again; what others said stays."""
     with database.begin() as session:
         jobs.order(session, user, "reread", case_id)
@@ -155,7 +173,7 @@ def reread(request: Request, user: Reviewer, case_id: str, database: Data) -> Re
 
 
 @router.get("/{case_id}/review")
-def review(request: Request, user: Viewer, case_id: str, database: Data) -> Response:
+def review(request: Request, user: Viewer, case_id: str, database: Db) -> Response:
     """The screen of review; its cells are fetched by its scripts."""
     with database.read() as session:
         context = _about(request, session, case_id)
@@ -164,6 +182,7 @@ def review(request: Request, user: Viewer, case_id: str, database: Data) -> Resp
     return page(
         request, "review.html", user, tab="review", classes=classes, keys=keys_of(classes),
         extra=[name for name in cases.EXTRA_LABELS if name not in classes],
+        names={name: spelled(name) for name in classes},
         editable=context["case"].state == "open" and user.role != "viewer",
         heat_maps=contract["model"]["heat_maps"], **context,
     )  # fmt: skip
@@ -174,7 +193,7 @@ def report(
     request: Request,
     user: Viewer,
     case_id: str,
-    database: Data,
+    database: Db,
     version: Annotated[int | None, Query()] = None,
 ) -> Response:
     """What the case says: to be signed, signed, or an earlier version of it."""
@@ -202,10 +221,13 @@ def _report(
     looked_at = [c for c in content["cells"] if c["label"] is not None]
     left = [c for c in content["cells"] if c["flag"] and c["label"] is None]
     corrected = [c for c in looked_at if c["label"] != c["predicted"]]
+    agreed = differential.agreement(
+        [c["predicted"] for c in looked_at], [c["label"] for c in looked_at]
+    )
     return page(
         request, "report.html", user, problem=problem,
         status=status_of(problem) if problem else 200, tab="report", content=content,
-        signatures=signed, looked_at=looked_at, left=left, corrected=corrected,
+        signatures=signed, looked_at=looked_at, left=left, corrected=corrected, agreed=vars(agreed),
         earlier=content["case"]["version"] != found.version,
         intact=content["signed"] is None
         or signing.hash_of(content) == content["signed"]["sha256"],
@@ -218,7 +240,7 @@ def sign(
     request: Request,
     user: Annotated[User, Depends(needs("reviewer", "session"))],
     case_id: str,
-    database: Data,
+    database: Db,
     revision: Annotated[int, Form()],
     password: Text = "",
 ) -> Response:
@@ -233,7 +255,7 @@ def sign(
 
 @router.post("/{case_id}/amend")
 def amend(
-    request: Request, user: Reviewer, case_id: str, database: Data, reason: Text = ""
+    request: Request, user: Reviewer, case_id: str, database: Db, reason: Text = ""
 ) -> Response:
     """Begin the next version."""
     try:
@@ -249,7 +271,7 @@ def log(
     request: Request,
     user: Viewer,
     case_id: str,
-    database: Data,
+    database: Db,
     before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
 ) -> Response:
     """The lines of the audit log that are of this case."""

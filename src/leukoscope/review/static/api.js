@@ -29,9 +29,20 @@ export async function send(method, path, body, { raw = false, signal } = {}) {
 export const get = (path, options) => send("GET", path, undefined, options);
 export const post = (path, body = {}) => send("POST", path, body);
 
+/** What is said lies in the open dialog: behind it nothing can be read or pressed. */
+function inFront(id) {
+  const place = document.getElementById(id);
+  const host = document.querySelector("dialog[open]") ?? document.body;
+  if (place.parentElement !== host) host.append(place);
+  return place;
+}
+document.addEventListener("close", ({ target }) => {
+  for (const place of target.querySelectorAll?.("#toasts, #live") ?? []) document.body.append(place);
+}, true);
+
 /** Say something to those who see and to those who listen; `act` is {label, run}. */
 export function tell(text, { bad = false, act = null, seconds = bad ? 12 : 5 } = {}) {
-  const place = document.getElementById("toasts");
+  const place = inFront("toasts");
   const toast = document.createElement("div");
   toast.className = bad ? "toast bad" : "toast";
   const words = document.createElement("span");
@@ -54,7 +65,7 @@ export function tell(text, { bad = false, act = null, seconds = bad ? 12 : 5 } =
 
 /** For those who listen only. */
 export function whisper(text) {
-  document.getElementById("live").textContent = text;
+  inFront("live").textContent = text;
 }
 
 export const tellProblem = (problem) => tell([problem.message, problem.fix].filter(Boolean).join(" "), { bad: true });

@@ -25,7 +25,7 @@ function share(found) {
   return make("td", { class: "num", title: `${found.count} cells` }, percent(found.share, 1), make("br"), make("small", {}, range(found)));
 }
 
-function draw({ model, reviewer, agreement: a }) {
+function draw({ model, reviewer, agreement: all, looked_at: a }) {
   const said = new Map(model.map((one) => [one.name, one]));
   const most = Math.max(0.01, ...[...model, ...reviewer].map((one) => one.high ?? 0));
   body.replaceChildren(...reviewer.map((one) => {
@@ -38,13 +38,12 @@ function draw({ model, reviewer, agreement: a }) {
   const cells = [...state.cells.values()];
   const flagged = cells.filter((cell) => cell.flag !== "");
   const left = flagged.filter(FILTERS.look).length;
-  const seen = cells.filter((cell) => cell.label !== null).length;
-  agreement.replaceChildren(
-    make("p", {}, a.n ? `Model and reviewer agree on ${a.agreed} of ${a.n} cells: ${percent(a.share, 1)} (${range(a)} %)` + (a.kappa === null ? "." : `, kappa ${a.kappa.toFixed(2)}.`) : "There are no cells yet."),
-    make("p", { class: "quiet small" }, `${seen} of ${cells.length} cells looked at; the others count as the model read them.`),
+  agreement.replaceChildren(...[
+    make("p", {}, a.n ? `Model and reviewer agree on ${a.agreed} of the ${a.n} cells looked at: ${percent(a.share, 1)} (${range(a)} %)` + (a.kappa === null ? "." : `, kappa ${a.kappa.toFixed(2)}.`) : all.n ? "No cell has been looked at, so agreement isn't known." : "There are no cells yet."),
+    all.n > a.n ? make("p", { class: "quiet small" }, `The other ${all.n - a.n} of ${all.n} cells count as the model read them.`) : null,
     make("label", { for: "flagged", class: "small" }, left ? `Flagged cells: ${flagged.length - left} of ${flagged.length} looked at` : flagged.length ? `All ${flagged.length} flagged cells were looked at` : "No cell is flagged"),
     make("progress", { id: "flagged", max: Math.max(1, flagged.length), value: flagged.length ? flagged.length - left : 1 }),
-  );
+  ].filter(Boolean));
 }
 
 /** Fetch and draw it soon; many changes in a row ask once. */

@@ -21,15 +21,20 @@ function store() {
   read.text = parts.words.value;
 }
 
-const NICE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
+const NICE = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
 
+/** A bar of a round length, in micrometres where a pixel's are known. */
 function scale() {
   const { image } = parts;
-  if (!image.naturalWidth) return;
-  const per = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
+  const cell = state.cells.get(current);
+  // A heat map may be of another size than the cell's own picture.
+  parts.scale.hidden = !image.naturalWidth || image.naturalWidth !== cell?.width;
+  if (parts.scale.hidden) return;
+  const pixel = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
+  const per = state.pixelSize ? pixel / state.pixelSize : pixel;
   const length = NICE.findLast((n) => n * per <= image.clientWidth / 3) ?? 1;
   parts.scale.firstElementChild.style.width = `${length * per}px`;
-  parts.scale.lastElementChild.textContent = `${length} px`;
+  parts.scale.lastElementChild.textContent = `${length} ${state.pixelSize ? "µm" : "px"}`;
 }
 
 export function probabilities(cell, most = 5) {
@@ -41,6 +46,13 @@ export function probabilities(cell, most = 5) {
   ]));
 }
 
+function size({ width, height }) {
+  const pixels = `${width} × ${height} px`;
+  if (!state.pixelSize) return pixels;
+  const [w, h] = [width, height].map((n) => (n * state.pixelSize).toFixed(1));
+  return `${w} × ${h} µm (${pixels})`;
+}
+
 export function facts(cell) {
   const list = make("dl", { class: "facts small" });
   const add = (name, ...words) => list.append(make("dt", {}, name), make("dd", {}, ...words));
@@ -48,7 +60,7 @@ export function facts(cell) {
   add("Model", `${named(cell.predicted)}, ${percent(cell.confidence, 1)}`);
   add("Possible", cell.prediction_set.length ? cell.prediction_set.map(named).join(", ") : "no class fits well");
   if (cell.novelty !== null) add("Novelty", `${cell.novelty.toFixed(2)}${cell.novelty > 1 ? ": unlike the cells the model has learned from" : " (above 1 is novel)"}`);
-  add("Picture", `${cell.width} × ${cell.height} px, ${cell.quality.length ? cell.quality.join(", ") : "no fault found"}`);
+  add("Picture", `${size(cell)}, ${cell.quality.length ? cell.quality.join(", ") : "no fault found"}`);
   add("File", cell.field_name);
   return list;
 }
@@ -59,10 +71,11 @@ async function references(cell) {
   parts.references.replaceChildren();
   for (const label of [first, rival].filter((one) => one && state.classes.includes(one))) {
     const list = make("ul", { class: "references" });
-    parts.references.append(make("h3", {}, `Reference: ${named(label)}`), list);
+    parts.references.append(make("section", {}, make("h3", {}, `Reference: ${named(label)}`), list));
     get(`cells/${cell.id}/references?label=${encodeURIComponent(label)}&limit=5`).then(({ references: found }) => {
       if (current !== cell.id) return;
       if (!found.length) list.replaceWith(make("p", { class: "quiet small" }, "None yet: they come from signed cases, or from the laboratory's own folder."));
+      if (found.length > 1 && found.some((one) => one.distance !== null)) list.after(make("p", { class: "quiet small" }, "Most like this cell first."));
       list.append(...found.map((one) => make("li", {}, make("img", { src: one.cell_id ? `/api/v1/cells/${one.cell_id}/thumbnail?size=256` : one.url, alt: `A reference cell: ${named(label)}`, loading: "lazy" }))));
     }).catch(() => {});
   }

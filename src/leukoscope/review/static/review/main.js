@@ -1,5 +1,5 @@
 // Keys, mouse and touch of the review screen.
-import { make, tellProblem } from "../api.js";
+import { make, tell, tellProblem } from "../api.js";
 import * as acts from "./acts.js";
 import * as enlarge from "./enlarge.js";
 import { across, elementOf, focus, groups, resize, select, sift, toggle, visible } from "./grid.js";
@@ -65,7 +65,7 @@ function lookNext() {
   const from = enlarge.opened() ?? state.focus;
   const at = all.indexOf(from);
   const to = [...all.slice(at + 1), ...all.slice(0, at + 1)].find((id) => FILTERS.look(state.cells.get(id)));
-  if (to === undefined) return;
+  if (to === undefined) return void tell("Every flagged cell that passes the filter has been looked at.");
   if (enlarge.opened() !== null) enlarge.open(to); else { select([]); focus(to); }
 }
 

@@ -3,7 +3,7 @@ const place = document.getElementById("review");
 const given = JSON.parse(place.dataset.config);
 
 export const state = {
-  ...given,  // caseId, me, model, classes, extra, keys, editable, heatMaps
+  ...given,  // caseId, me, model, classes, names, extra, keys, editable, heatMaps, pixelSize
   cells: new Map(),
   revision: -1,
   selected: new Set(),
@@ -20,7 +20,7 @@ const byKey = new Map(Object.entries(state.keys).filter(([, key]) => key).map(([
 export const labelOfKey = (key) => byKey.get(key.toLowerCase());
 
 export const shown = (cell) => cell.label ?? cell.predicted;
-export const named = (label) => label.replaceAll("_", " ");
+export const named = (label) => state.names[label] ?? label.replaceAll("_", " ");
 export const changed = (cell) => cell.label !== null && cell.label !== cell.predicted;
 
 const FLAGS = ["novel", "doubtful", ""];
@@ -43,7 +43,7 @@ export function passes(cell) {
   const { flag, label, text } = state.filter;
   if (!FILTERS[flag](cell) || (label && shown(cell) !== label)) return false;
   if (!text) return true;
-  return [`${cell.id}`, cell.field_name, cell.comment, shown(cell), cell.predicted, ...cell.quality]
+  return [`${cell.id}`, cell.field_name, cell.comment, shown(cell), named(shown(cell)), cell.predicted, ...cell.quality]
     .some((words) => words.toLowerCase().includes(text));
 }
 
