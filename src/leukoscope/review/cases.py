@@ -6,6 +6,7 @@ A cell shows the reading of its case's model; readings of other models stay besi
 from __future__ import annotations
 
 import datetime
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,16 +157,22 @@ def create(
     slide: str = "",
     stain: str = "",
     notes: str = "",
+    key: str = "",
 ) -> Case:
-    """A new open case; InputError where a text is too long or empty."""
+    """A new open case; InputError where a text is too long or empty.
+
+    key: chosen by who asks; asked again with the same one, the case that was made.
+    """
     by = acting(session, by, "reviewer")
     model = find_model(session, model_id)
-    made = Case(
-        id=secrets.token_hex(8),
-        model_id=model.id,
-        created_by=by.id,
-        **_texts(pseudonym=pseudonym, slide=slide, stain=stain, notes=notes),
-    )
+    texts = _texts(pseudonym=pseudonym, slide=slide, stain=stain, notes=notes)
+    made_id = id_of("case", by, key)[:16]
+    made = session.get(Case, made_id)
+    if made is not None:
+        if (made.pseudonym, made.slide) != (texts["pseudonym"], texts["slide"]):
+            raise used_otherwise()
+        return made
+    made = Case(id=made_id, model_id=model.id, created_by=by.id, **texts)
     session.add(made)
     session.flush()
     audit.record(session, by, "create case", made, model, pseudonym=made.pseudonym)
@@ -184,10 +191,12 @@ def edit(
     unknown = set(changed) - set(_LENGTHS)
     if unknown:
         raise UnknownNameError("field", min(unknown), _LENGTHS)
-    if revision_seen is not None:
-        _refuse_edited(session, found, revision_seen)
     texts = _texts(**changed)
     was = {name: getattr(found, name) for name, value in texts.items()}
+    if was == texts:  # also where the request is sent again since its answer was lost
+        return found
+    if revision_seen is not None:
+        _refuse_edited(session, found, revision_seen)
     for name, value in texts.items():
         setattr(found, name, value)
     found.revision += 1
@@ -197,6 +206,23 @@ def edit(
     )  # fmt: skip
     audit.record(session, by, "edit case", found, was=was, now=texts)
     return found
+
+
+def id_of(kind: str, by: User, key: str) -> str:
+    """An id of 32 characters, always the same for what one person calls by the same key; random
+    without one."""
+    if not key:
+        return secrets.token_hex(16)
+    return hashlib.sha256(f"{kind}/{by.id}/{key}".encode()).hexdigest()[:32]
+
+
+def used_otherwise() -> Conflict:
+    """The refusal where a key stands for something else already."""
+    return Conflict(
+        "This Idempotency-Key was used for something else",
+        fix="Take a new one, random, for each new thing.",
+        field="Idempotency-Key",
+    )
 
 
 def _refuse_edited(session: Session, found: Case, seen: int) -> None:

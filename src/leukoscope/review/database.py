@@ -33,6 +33,7 @@ class Database:
             event.listen(self.engine, "begin", _begin_sqlite)
             self._reading = self.engine
         else:
+            event.listen(self.engine, "connect", _prepare_postgresql)
             event.listen(self.engine, "begin", _begin_postgresql)
             self._reading = self.engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -133,6 +134,15 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         "foreign_keys = ON",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    # A server whose machine lost its power can't say so: its lock is to be free after a minute,
+    # not after the two hours of TCP.
+    connection.autocommit = True
+    for name, seconds in (("idle", 30), ("interval", 10), ("count", 3)):
+        connection.cursor().execute(f"SET tcp_keepalives_{name} = {seconds}")
+    connection.autocommit = False
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from leukoscope.review import access, cases, intake
 from leukoscope.review.api import models
-from leukoscope.review.api.common import Db, Reviewer, Viewer, documented_file, picture
+from leukoscope.review.api.common import Db, Key, Reviewer, Viewer, documented_file, picture
 from leukoscope.review.api.errors import documented
 from leukoscope.review.database import Database
 from leukoscope.review.problems import NotFound
@@ -40,14 +40,14 @@ def _view(session: Session, upload: Upload) -> models.Upload:
     responses=documented(404, 409),
 )
 def start(
-    case_id: str, given: models.NewUpload, by: Reviewer, request: Request, db: Db
+    case_id: str, given: models.NewUpload, by: Reviewer, request: Request, db: Db, key: Key = ""
 ) -> models.Upload:
     """Announce a file; its bytes follow by PUT."""
     settings, model_id = access.settings(request), request.app.state.model_id
     with db.begin() as session:
         upload = intake.start(
             session, by, case_id, given.name, given.size, given.kind,
-            settings=settings, model_id=model_id,
+            settings=settings, model_id=model_id, key=key,
         )  # fmt: skip
         return _view(session, upload)
 
