@@ -32,12 +32,13 @@ class Blobs:
 
     def path(self, sha256: str) -> Path:
         """Where the bytes of that hash lie; NotFound where they don't."""
-        path = self._place(sha256)
+        path = self.place(sha256)
         if not path.is_file():
             raise NotFound(f"The image {sha256[:12]} is missing", fix="Restore the folder.")
         return path
 
-    def _place(self, sha256: str) -> Path:
+    def place(self, sha256: str) -> Path:
+        """Where the bytes of that hash lie or will lie; InputError where it is no hash."""
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise InputError(f"{sha256!r} is no SHA-256", field="sha256")
         return self.folder / sha256[:2] / sha256
@@ -45,7 +46,7 @@ class Blobs:
     def put(self, data: bytes) -> str:
         """Store bytes; their SHA-256."""
         sha256 = hashlib.sha256(data).hexdigest()
-        place = self._place(sha256)
+        place = self.place(sha256)
         if not _whole(place, len(data)):
             with atomic(place, within=self.incoming) as temporary:
                 temporary.write_bytes(data)
@@ -55,7 +56,7 @@ class Blobs:
         """Store a file; its SHA-256. The file itself stays, as a link to the same bytes: never
         write to it again, delete it once what it is has been noted."""
         sha256 = sha256_of(path)
-        place = self._place(sha256)
+        place = self.place(sha256)
         if not _whole(place, path.stat().st_size):
             with atomic(place, within=self.incoming) as temporary:
                 temporary.unlink()

@@ -65,14 +65,35 @@ class Database:
 
     def upgrade(self) -> None:
         """Bring the tables to the newest version; InputError where the database can't be used."""
+        with self.asked(), self._writing.begin() as connection:
+            if version(connection) != NEWEST:
+                migrate(connection)
+
+    @property
+    def name(self) -> str:
+        """The address without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    @property
+    def file(self) -> Path | None:
+        """The file of SQLite."""
+        sqlite = self.url.get_backend_name() == "sqlite"
+        return Path(str(self.url.database)) if sqlite else None
+
+    def exists(self) -> bool:
+        """Whether there is anything in it already; asking makes no file."""
+        if self.file is not None:
+            return self.file.exists()
+        return bool(inspect(self.engine).get_table_names())
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Turn what the database refuses into one sentence with the fix (InputError)."""
         try:
-            with self._writing.begin() as connection:
-                if _version(connection) != NEWEST:
-                    _migrate(connection)
+            yield
         except DBAPIError as problem:
             raise InputError(
-                f"Can't use the database {self.url.render_as_string(hide_password=True)}: "
-                f"{_words(problem)}",
+                f"Can't use the database {self.name}: {_words(problem)}",
                 fix="Check the address, that the server runs and that the folder is writable.",
                 field="database",
             ) from problem
@@ -102,13 +123,15 @@ def _checked(url: str) -> URL:
     return parsed
 
 
-def _version(connection: Connection) -> str | None:
+def version(connection: Connection) -> str | None:
+    """The revision of the tables, None where there are none."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.scalar(text("SELECT version_num FROM alembic_version"))
 
 
-def _migrate(connection: Connection) -> None:
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Bring the tables to a revision."""
     # A server starts often and migrates hardly ever: half a second of imports only where needed.
     from alembic import command
     from alembic.config import Config
@@ -116,7 +139,7 @@ def _migrate(connection: Connection) -> None:
     settings = Config()
     settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     settings.attributes["connection"] = connection
-    command.upgrade(settings, "head")
+    command.upgrade(settings, revision)
 
 
 def _words(problem: DBAPIError) -> str:
