@@ -11,11 +11,11 @@ from typing import Any
 
 import bundle
 import pytest
-from conftest import KINDS
 from serving import Served, new_case, send, serving, settled, uploads
 from sqlalchemy import func, select
 from store import CLASSES, PASSWORD
 
+from conftest import KINDS
 from leukoscope import api
 from leukoscope.errors import InputError
 from leukoscope.review import audit

@@ -9,7 +9,13 @@ from typing import Any, final
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, LeukoscopeError
@@ -31,13 +37,9 @@ class Database:
         if sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
-            self._reading = self.engine
         else:
             event.listen(self.engine, "connect", _prepare_postgresql)
             event.listen(self.engine, "begin", _begin_postgresql)
-            self._reading = self.engine.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            )
         self._writing = self.engine.execution_options(leukoscope_writes=True)
 
     @contextmanager
@@ -48,7 +50,7 @@ class Database:
         and no two locks can ever be taken in the wrong one. Keep it short: read files and run
         models outside. A refused password is committed all the same (`Unauthenticated.recorded`).
         """
-        with Session(self._writing, expire_on_commit=False) as session:
+        with self._reached(), Session(self._writing, expire_on_commit=False) as session:
             try:
                 yield session
             except LeukoscopeError as problem:
@@ -60,8 +62,29 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A reading transaction: all its queries see the same moment; nothing is ever written."""
-        with Session(self._reading, expire_on_commit=False, autoflush=False) as session:
+        with (
+            self._reached(),
+            Session(self.engine, expire_on_commit=False, autoflush=False) as session,
+        ):
             yield session
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turn all that says that the database is away into one error, OperationalError.
+
+        pg8000 calls it a programmer's error that PostgreSQL stops, starts or has no room, and some
+        of what a broken connection raises never meets SQLAlchemy.
+        """
+        try:
+            yield
+        except (ConnectionError, self.engine.dialect.loaded_dbapi.Error) as problem:
+            raise OperationalError(None, None, problem) from problem
+        except ProgrammingError as problem:
+            said = problem.orig.args[0] if problem.orig and problem.orig.args else ""
+            code = said.get("C", "") if isinstance(said, dict) else ""
+            if not code.startswith(("08", "53", "57P")):
+                raise
+            raise OperationalError(problem.statement, problem.params, problem.orig) from problem
 
     def upgrade(self) -> None:
         """Bring the tables to the newest version; InputError where the database can't be used."""
@@ -90,7 +113,8 @@ class Database:
     def asked(self) -> Iterator[None]:
         """Turn what the database refuses into one sentence with the fix (InputError)."""
         try:
-            yield
+            with self._reached():
+                yield
         except DBAPIError as problem:
             raise InputError(
                 f"Can't use the database {self.name}: {_words(problem)}",
@@ -177,3 +201,5 @@ def _begin_sqlite(connection: Connection) -> None:
 def _begin_postgresql(connection: Connection) -> None:
     if connection.get_execution_options().get("leukoscope_writes"):
         connection.execute(text(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})"))
+    else:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))

@@ -62,8 +62,9 @@ class Worker:
             self._asked.clear()
             try:
                 self._work()
-            except SQLAlchemyError:
-                log.exception("the worker lost the database; it tries again")
+            except Exception:
+                # Most likely the database is away; and no job may wait for ever for a dead worker.
+                log.exception("the worker was interrupted; it tries again")
             self._asked.wait(PATIENCE)
 
     def _work(self) -> None:
