@@ -84,7 +84,7 @@ class Database:
             code = said.get("C", "") if isinstance(said, dict) else ""
             if not code.startswith(("08", "53", "57P")):
                 raise
-            raise OperationalError(problem.statement, problem.params, problem.orig) from problem
+            raise OperationalError(problem.statement, problem.params, problem) from problem
 
     def upgrade(self) -> None:
         """Bring the tables to the newest version; InputError where the database can't be used."""
