@@ -78,8 +78,8 @@ class Client(threading.Thread):
         try:
             self._begin()
             actions: list[tuple[float, Callable[[], None]]] = [
-                (4, self._upload), (5, self._label), (1, self._confirm), (2, self._comment),
-                (2.5, self._undo), (1, self._redo), (2, self._sign), (1, self._amend),
+                (3, self._upload), (5, self._label), (1, self._confirm), (2, self._comment),
+                (2.5, self._undo), (1, self._redo), (2.5, self._sign), (1.5, self._amend),
                 (0.3, self._give_up), (1, self._look), (0.5, self._leave), (0.5, self._edit),
                 (0.2, self._reread),
             ]  # fmt: skip
@@ -323,6 +323,11 @@ class Client(threading.Thread):
 
     def _sign(self) -> None:
         case = str(self.rng.choice(self.own[-3:]))
+        for _ in range(10):  # until it is read
+            jobs = self.get(f"/cases/{case}/jobs")["jobs"]
+            if jobs and all(job["state"] == "done" for job in jobs):
+                break
+            time.sleep(0.1)
         given = {"revision_seen": self.get(f"/cases/{case}")["revision"], "password": PASSWORD}
         answer = self.ask("POST", f"/cases/{case}/sign", json=given)
         if answer is not None:
