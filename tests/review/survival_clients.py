@@ -97,8 +97,9 @@ class Client(threading.Thread):
         self, method: str, path: str, *, fine: tuple[int, ...] = (200, 201, 202, 204), **given: Any
     ) -> httpx.Response | None:
         """The answer, asked for until there is one; None where it is an honest 409."""
-        answer = None
-        for sent in range(1, TRIES):
+        answer, sent = None, 0
+        while sent < TRIES:
+            sent += 1
             try:
                 answer = self.http.request(method, path, **given)
             except httpx.TransportError:
