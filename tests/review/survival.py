@@ -151,7 +151,8 @@ def working(folder: Path, url: str, seed: int, anew: bool = False) -> Iterator[L
         yield lab
     finally:
         for client in lab.clients:
-            client.stopping.set()
+            client.http.close()  # whoever is still at work comes to an end
+            client.join()
         if lab.alive:
             lab.kill(group=True)
         nursery.communicate()

@@ -79,7 +79,7 @@ class Client(threading.Thread):
             self._begin()
             actions: list[tuple[float, Callable[[], None]]] = [
                 (3, self._upload), (5, self._label), (1, self._confirm), (2, self._comment),
-                (2.5, self._undo), (1, self._redo), (2.5, self._sign), (1.5, self._amend),
+                (3, self._undo), (2.5, self._sign), (1.5, self._amend),
                 (0.3, self._give_up), (1, self._look), (0.5, self._leave), (0.5, self._edit),
                 (0.2, self._reread),
             ]  # fmt: skip
@@ -297,13 +297,12 @@ class Client(threading.Thread):
         self._acted(case, "comment", answer)
 
     def _undo(self) -> None:
-        self._take_back("undo")
-
-    def _redo(self) -> None:
-        self._take_back("redo")
-
-    def _take_back(self, kind: str) -> None:
         case = self._case()
+        self._take_back(case, "undo")
+        if self.rng.random() < 0.4:
+            self._take_back(case, "redo")
+
+    def _take_back(self, case: str, kind: str) -> None:
         seen = {"seen": self.get(f"/cases/{case}")["revision"]}
         self._acted(case, kind, self.ask("POST", f"/cases/{case}/{kind}", params=seen))
 
