@@ -35,7 +35,7 @@ import postgres
 from argon2 import PasswordHasher
 from sqlalchemy import select
 from store import person
-from survival_clients import Client
+from survival_clients import Client, Journal
 
 from leukoscope.files import sha256_of
 from leukoscope.review import accounts, audit, cases, signing
@@ -257,6 +257,8 @@ def _settle(lab: Lab) -> None:
 
 def check(lab: Lab, whole: bool = False) -> None:
     """Everything acknowledged is there, the audit log whole. whole: and nothing is doubled."""
+    # Before the database is looked at: where only PostgreSQL was killed, the clients go on.
+    journals = [(client.name, client.journal.so_far()) for client in lab.clients]
     database = Database(lab.url)
     try:
         with database.read() as session:
@@ -268,8 +270,8 @@ def check(lab: Lab, whole: bool = False) -> None:
             uploads = {u.id: u for u in session.scalars(select(Upload))}
             known = {c.id: c for c in session.scalars(select(Case))}
             cells = session.scalars(select(Cell)).all()
-            for client in lab.clients:
-                _acknowledged(lab, client, names, known, changes, signed, uploads)
+            for name, journal in journals:
+                _acknowledged(lab, name, journal, names, known, changes, signed, uploads)
             if whole:
                 for client in lab.clients:
                     _nothing_else(client, names, known, changes, signed, uploads, cells)
@@ -280,17 +282,24 @@ def check(lab: Lab, whole: bool = False) -> None:
 
 
 def _acknowledged(
-    lab: Lab, client: Client, names: Any, known: Any, changes: Any, signed: Any, uploads: Any
+    lab: Lab,
+    name: str,
+    journal: Journal,
+    names: Any,
+    known: Any,
+    changes: Any,
+    signed: Any,
+    uploads: Any,
 ) -> None:
-    journal, blobs = client.journal, Blobs(lab.folder)
+    blobs = Blobs(lab.folder)
     assert journal.cases <= known.keys(), "a case is lost"
     for place, (kind, cells) in list(journal.acts.items()):
         found = changes.get(place)
-        assert found is not None, f"{client.name}'s {kind} {place} is lost"
-        assert (found.kind, names[found.user_id]) == (kind, client.name), (place, kind, found.kind)
+        assert found is not None, f"{name}'s {kind} {place} is lost"
+        assert (found.kind, names[found.user_id]) == (kind, name), (place, kind, found.kind)
         assert not cells or set(map(int, found.after)) == cells, place
     for place, sha256 in list(journal.signatures.items()):
-        assert place in signed, f"{client.name}'s signature {place} is lost"
+        assert place in signed, f"{name}'s signature {place} is lost"
         assert signed[place].sha256 == sha256 == signing.hash_of(signed[place].content)
     for upload, sent in list(journal.files.items()):
         found = uploads.get(upload)

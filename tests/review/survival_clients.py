@@ -11,7 +11,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import bundle
@@ -54,6 +54,14 @@ class Journal:
     doubtful: int = 0  # refused after it was sent again: somebody else came in between
     again: int = 0  # requests sent again
     answered: int = 0
+
+    def so_far(self) -> Journal:
+        """What was acknowledged up to now, for a check while the client goes on."""
+        files = {name: replace(sent) for name, sent in list(self.files.items())}
+        return replace(
+            self, cases=set(self.cases), files=files, acts=dict(self.acts),
+            signatures=dict(self.signatures),
+        )  # fmt: skip
 
 
 class Client(threading.Thread):
