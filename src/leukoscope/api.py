@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from leukoscope.data.index import CellIndex
+    from leukoscope.review.backup import Manifest
 
 
 def index(src: Path, out: Path, *, layout: str = "auto") -> CellIndex:
@@ -291,6 +292,41 @@ def serve(bundle: Path, *, say: Callable[[str], None] = lambda _: None, **given:
     from leukoscope.review.settings import settings_of
 
     run(settings_of(bundle=Path(bundle), **given), say)
+
+
+def backup(out: Path, *, folder: Path | None = None, database: str | None = None) -> dict[str, Any]:
+    """Save a review application's data as one zip, also while it serves; see review.backup.
+
+    folder, database: as of `serve`. Returns {images, rows, entries, damage}: `damage` has a
+    sentence for each thing that was wrong with the data themselves.
+    """
+    require("sqlalchemy", "serve")
+    from leukoscope.review import backup as copies
+    from leukoscope.review.settings import settings_of
+
+    given = settings_of(bundle=Path(), folder=folder, database=database)
+    return _saved(copies.backup(given.folder, given.database_url, Path(out)))
+
+
+def restore(
+    source: Path, *, folder: Path | None = None, database: str | None = None
+) -> dict[str, Any]:
+    """Make a new folder and database of a back-up; returns the same as `backup`."""
+    require("sqlalchemy", "serve")
+    from leukoscope.review import backup as copies
+    from leukoscope.review.settings import settings_of
+
+    given = settings_of(bundle=Path(), folder=folder, database=database)
+    return _saved(copies.restore(Path(source), given.folder, given.database_url))
+
+
+def _saved(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "images": manifest.images,
+        "rows": sum(table.rows for table in manifest.tables.values()),
+        "entries": manifest.audit.entries,
+        "damage": manifest.damage,
+    }
 
 
 def doctor() -> list[dict[str, Any]]:

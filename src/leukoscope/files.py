@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -87,18 +88,25 @@ def refuse_overwriting(out: Path | None, inputs: Iterable[str | Path | None]) ->
 
 
 @contextlib.contextmanager
-def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic(
+    path: Path, *, durable: bool = True, within: Path | None = None, mode: int = 0o666
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` only where the block succeeds.
 
     A crash, a full disk or ctrl-C leaves the old file, or none, never half a file. Not `durable`,
     a power cut may leave an empty one: for what can be made again, and is checked when read.
+    within: another folder of the same file system for the temporary file, which a kill leaves
+    there. mode: the file's permissions, less the umask.
     """
     path = Path(path)
     refuse_special(path)
     with explain_os_errors(path):
+        new = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         # A short name of its own: the target's may already be as long as the file system allows.
-        handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix[-16:], dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=".part-", suffix=path.suffix[-16:], dir=within or path.parent
+        )
         os.close(handle)
         temporary = Path(name)
         try:
@@ -106,10 +114,27 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if durable:
                 with temporary.open("rb+") as written:
                     os.fsync(written.fileno())
-            temporary.chmod(0o666 & ~_UMASK)
+            temporary.chmod(mode & ~_UMASK)
             temporary.replace(path)
+            if durable:
+                for folder in (path.parent, *(made.parent for made in new)):
+                    sync_folder(folder)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut, as fsync does a file's bytes."""
+    if os.name != "posix":  # elsewhere folders can't be opened, and needn't be
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as problem:
+        if problem.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that can't
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:
@@ -129,6 +154,35 @@ def output_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     return path
+
+
+def sole(folder: Path) -> int:
+    """Hold a folder for this process until it ends, however it ends, or closes this descriptor.
+
+    InputError where another process holds it.
+    """
+    with explain_os_errors(folder):
+        handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                # Not flock, which a child would keep holding after its parent was killed.
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            os.close(handle)
+            if problem.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise InputError(
+                f"Another server works on the folder {folder}",
+                fix="Stop that one, or give another --folder.",
+                field="folder",
+            ) from None
+        return handle
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,19 @@ ACCOUNT = "postgres"  # whom the server runs as where the tests run as root, whi
 READY_WITHIN = 30.0  # seconds
 # Nothing outlives the tests, so nothing need survive a power cut.
 CARELESS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=60")
+CAREFUL = ("max_connections=60",)  # where the server itself is killed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Postgres:
     """A running server on 127.0.0.1 with one superuser, who has a password."""
 
     port: int
     password: str
+    programs: Path
+    folder: Path
+    settings: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str) -> str:
         """SQLAlchemy's address of a database."""
@@ -56,17 +61,43 @@ class Postgres:
         ) as connection:
             return connection.run(statement)
 
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        given = [part for setting in self.settings for part in ("-c", setting)]
+        command = [
+            str(self.programs / "postgres"), "-D", str(self.folder / "data"), "-h", "127.0.0.1",
+            "-p", str(self.port), "-k", str(self.folder), *given,
+        ]  # fmt: skip
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, **_as_account()
+            )
+        _wait(self, self.process, self.folder / "log")
+
+    def kill(self) -> None:
+        """kill -9 of the server and all its processes."""
+        assert self.process is not None
+        for pid in (self.process.pid, *_children(self.process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(timeout=30)
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
     """One server for the session; skips loudly where PostgreSQL isn't installed."""
+    with running(installed()) as server:
+        yield server
+
+
+def installed() -> Path:
+    """Where PostgreSQL is; skips loudly where it isn't, or can't run."""
     programs = _programs()
     if programs is None:
         pytest.skip("POSTGRESQL ABSENT: initdb not found (Debian: apt-get install postgresql)")
     if os.geteuid() == 0 and not _account_exists():
         pytest.skip(f"POSTGRESQL CAN'T RUN: tests run as root and there is no user {ACCOUNT}")
-    with running(programs) as server:
-        yield server
+    return programs
 
 
 @pytest.fixture
@@ -78,10 +109,10 @@ def postgres_url(postgres_server: Postgres) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running(programs: Path) -> Iterator[Postgres]:
+def running(programs: Path, settings: Sequence[str] = CARELESS) -> Iterator[Postgres]:
     """Make a cluster in a temporary folder, start its server, stop it and remove the folder."""
     folder = Path(tempfile.mkdtemp(prefix="leukoscope-pg-"))
-    process = None
+    server = None
     try:
         password = secrets.token_hex(16)
         (folder / "password").write_text(password)
@@ -89,14 +120,13 @@ def running(programs: Path) -> Iterator[Postgres]:
             shutil.chown(folder, ACCOUNT)
             shutil.chown(folder / "password", ACCOUNT)
         _initialise(programs, folder)
-        server = Postgres(_free_port(), password)
-        process = _start(programs, folder, server.port)
-        _wait(server, process, folder / "log")
+        server = Postgres(_free_port(), password, programs, folder, settings)
+        server.start()
         yield server
     finally:
-        if process is not None:
-            process.send_signal(signal.SIGINT)  # its fast shutdown: open sessions are ended
-            process.wait(timeout=30)
+        if server is not None and server.process is not None:
+            server.process.send_signal(signal.SIGINT)  # its fast shutdown: open sessions are ended
+            server.process.wait(timeout=30)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -129,14 +159,10 @@ def _initialise(programs: Path, folder: Path) -> None:
     assert made.returncode == 0, made.stderr
 
 
-def _start(programs: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
-    settings = [part for setting in CARELESS for part in ("-c", setting)]
-    command = [
-        str(programs / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port),
-        "-k", str(folder), *settings,
-    ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **_as_account())
+def _children(pid: int) -> list[int]:
+    """The processes that this one started, on Linux."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in found.split()]
 
 
 def _wait(server: Postgres, process: subprocess.Popen[bytes], log: Path) -> None:

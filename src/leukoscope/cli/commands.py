@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -430,6 +430,50 @@ def serve(
     LEUKOSCOPE_REVIEW_BEHIND_TLS=true."""
     given = {"folder": folder, "database": database, "host": host, "port": port}
     api.serve(bundle, **given, references=references, say=show.say)
+
+
+Served = Annotated[
+    Path | None, typer.Option(help="The folder of `leukoscope serve`. [leukoscope-review]")
+]
+Stored = Annotated[
+    str | None, typer.Option(help="Its database where that isn't in the folder: its address.")
+]
+
+
+@app.command("backup")
+def backup(
+    out: Annotated[Path, typer.Option("-o", "--output", help="The zip to write.")],
+    folder: Served = None,
+    database: Stored = None,
+    json: Json = False,
+) -> None:
+    """Save everything of the review application as one file, also while it serves."""
+    _saved(api.backup(out, folder=folder, database=database), str(out), json)
+
+
+@app.command("restore")
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file made by `leukoscope backup`.")],
+    folder: Served = None,
+    database: Stored = None,
+    json: Json = False,
+) -> None:
+    """Make a new folder and database of a back-up, everything checked; nothing is overwritten."""
+    found = api.restore(file, folder=folder, database=database)
+    _saved(found, f"restored from {file}", json)
+
+
+def _saved(found: dict[str, Any], what: str, json: bool) -> None:
+    if json:
+        show.json(found)
+    else:
+        show.say(
+            f"{found['images']} images, {found['rows']} rows, {found['entries']} lines of the "
+            f"audit log: {what}"
+        )
+    if found["damage"]:
+        show.error(". ".join(found["damage"]), "All else is there; look into an earlier back-up.")
+        raise typer.Exit(2)
 
 
 @app.command("doctor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,8 +21,8 @@ import leukoscope
 from leukoscope.bundle import contract as contracts
 from leukoscope.bundle.inference import Reader
 from leukoscope.errors import LeukoscopeError
-from leukoscope.files import output_folder, sha256_of
-from leukoscope.review import accounts, api, cases, pages
+from leukoscope.files import output_folder, sha256_of, sole
+from leukoscope.review import accounts, api, cases, intake, pages
 from leukoscope.review.api import errors
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
@@ -43,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
     database or folder.
     """
     reader = Reader.load(settings.bundle)
-    output_folder(settings.folder)
+    lock = sole(output_folder(settings.folder))
     database = Database(settings.database_url)
     database.upgrade()
     with database.begin() as session:
@@ -68,7 +69,9 @@ def create_app(settings: Settings) -> FastAPI:
     state.settings, state.database, state.reader, state.model_id = (
         settings, database, reader, model.id,
     )  # fmt: skip
-    state.blobs = Blobs(settings.folder, settings.image_pixels)
+    state.lock, state.blobs = lock, Blobs(settings.folder, settings.image_pixels)
+    with database.read() as session:
+        state.blobs.tidy(intake.receiving(session))
     state.jobs = Worker(settings, database, reader, model.id, state.blobs)
     state.references = References(settings.references, reader, settings.image_pixels)
     state.secret, state.attempts = secret_of(settings.folder), Attempts()
@@ -93,6 +96,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         app.state.jobs.stop()
         app.state.database.close()
+        os.close(app.state.lock)
 
 
 def _answer_errors(app: FastAPI) -> None:

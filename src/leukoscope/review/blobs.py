@@ -6,14 +6,14 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from leukoscope.errors import InputError
-from leukoscope.files import atomic, explain_os_errors, output_folder, sha256_of
+from leukoscope.files import atomic, explain_os_errors, output_folder, sha256_of, sync_folder
 from leukoscope.imaging.read import read_bytes, read_bytes_image
 from leukoscope.review.problems import NotFound
 
@@ -32,12 +32,13 @@ class Blobs:
 
     def path(self, sha256: str) -> Path:
         """Where the bytes of that hash lie; NotFound where they don't."""
-        path = self._place(sha256)
+        path = self.place(sha256)
         if not path.is_file():
             raise NotFound(f"The image {sha256[:12]} is missing", fix="Restore the folder.")
         return path
 
-    def _place(self, sha256: str) -> Path:
+    def place(self, sha256: str) -> Path:
+        """Where the bytes of that hash lie or will lie; InputError where it is no hash."""
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise InputError(f"{sha256!r} is no SHA-256", field="sha256")
         return self.folder / sha256[:2] / sha256
@@ -45,9 +46,9 @@ class Blobs:
     def put(self, data: bytes) -> str:
         """Store bytes; their SHA-256."""
         sha256 = hashlib.sha256(data).hexdigest()
-        place = self._place(sha256)
-        if not place.is_file():
-            with atomic(place) as temporary:
+        place = self.place(sha256)
+        if not _whole(place, len(data)):
+            with atomic(place, within=self.incoming) as temporary:
                 temporary.write_bytes(data)
         return sha256
 
@@ -55,9 +56,9 @@ class Blobs:
         """Store a file; its SHA-256. The file itself stays, as a link to the same bytes: never
         write to it again, delete it once what it is has been noted."""
         sha256 = sha256_of(path)
-        place = self._place(sha256)
-        if not place.is_file():
-            with atomic(place) as temporary:
+        place = self.place(sha256)
+        if not _whole(place, path.stat().st_size):
+            with atomic(place, within=self.incoming) as temporary:
                 temporary.unlink()
                 try:
                     os.link(path, temporary)
@@ -102,9 +103,28 @@ class Blobs:
         # A power cut may leave an empty one: these aren't written durably.
         if not place.is_file() or not place.stat().st_size:
             data = make()
-            with atomic(place, durable=False) as temporary:
+            with atomic(place, durable=False, within=self.incoming) as temporary:
                 temporary.write_bytes(data)
         return place
+
+    def tidy(self, expected: Collection[str]) -> None:
+        """Delete what a kill left half-written: all in `incoming` that no upload goes on with.
+
+        expected: the ids of uploads that are being received. Only where nobody else is writing.
+        """
+        with explain_os_errors(self.incoming):
+            for path in self.incoming.iterdir():
+                if path.name not in expected:
+                    path.unlink()
+
+
+def _whole(place: Path, size: int) -> bool:
+    """Whether the bytes lie there, for good: whoever stored them a moment ago may not be through
+    with it, and what a power cut or a full disk cut short is written anew."""
+    if not place.is_file() or place.stat().st_size != size:
+        return False
+    sync_folder(place.parent)
+    return True
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ A cell shows the reading of its case's model; readings of other models stay besi
 from __future__ import annotations
 
 import datetime
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,21 +161,25 @@ def create(
     stain: str = "",
     notes: str = "",
     pixel_size: float | None = None,
+    key: str = "",
 ) -> Case:
     """A new open case; InputError where a text is too long or empty.
 
-    pixel_size: micrometres a pixel of its images, None where unknown.
+    pixel_size: micrometres a pixel of its images, None where unknown. key: chosen by who asks;
+    asked again with the same one, the case that was made.
     """
     by = acting(session, by, "reviewer")
     model = find_model(session, model_id)
-    made = Case(
-        id=secrets.token_hex(8),
-        model_id=model.id,
-        created_by=by.id,
-        **_described(
-            pseudonym=pseudonym, slide=slide, stain=stain, notes=notes, pixel_size=pixel_size
-        ),
+    described = _described(
+        pseudonym=pseudonym, slide=slide, stain=stain, notes=notes, pixel_size=pixel_size
     )
+    made_id = id_of("case", by, key)[:16]
+    made = session.get(Case, made_id)
+    if made is not None:
+        if (made.pseudonym, made.slide) != (described["pseudonym"], described["slide"]):
+            raise used_otherwise()
+        return made
+    made = Case(id=made_id, model_id=model.id, created_by=by.id, **described)
     session.add(made)
     session.flush()
     audit.record(session, by, "create case", made, model, pseudonym=made.pseudonym)
@@ -194,10 +199,12 @@ def edit(
     unknown = set(changed) - set(allowed)
     if unknown:
         raise UnknownNameError("field", min(unknown), allowed)
-    if revision_seen is not None:
-        _refuse_edited(session, found, revision_seen)
     after = _described(**changed)
     was = {name: getattr(found, name) for name in after}
+    if was == after:  # also where the request is sent again since its answer was lost
+        return found
+    if revision_seen is not None:
+        _refuse_edited(session, found, revision_seen)
     for name, value in after.items():
         setattr(found, name, value)
     found.revision += 1
@@ -207,6 +214,23 @@ def edit(
     )  # fmt: skip
     audit.record(session, by, "edit case", found, was=was, now=after)
     return found
+
+
+def id_of(kind: str, by: User, key: str) -> str:
+    """An id of 32 characters, always the same for what one person calls by the same key; random
+    without one."""
+    if not key:
+        return secrets.token_hex(16)
+    return hashlib.sha256(f"{kind}/{by.id}/{key}".encode()).hexdigest()[:32]
+
+
+def used_otherwise() -> Conflict:
+    """The refusal where a key stands for something else already."""
+    return Conflict(
+        "This Idempotency-Key was used for something else",
+        fix="Take a new one, random, for each new thing.",
+        field="Idempotency-Key",
+    )
 
 
 def _refuse_edited(session: Session, found: Case, seen: int) -> None:

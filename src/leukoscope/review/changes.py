@@ -89,18 +89,27 @@ def comment(
     return _act(session, by, case, "comment", after, {cell_id: revision_seen})
 
 
-def undo(session: Session, by: User, case_id: str) -> Act:
-    """Take back one's own last act that still stands; Conflict where others built on it."""
+def undo(session: Session, by: User, case_id: str, seen: int | None = None) -> Act:
+    """Take back one's own last act that still stands; Conflict where others built on it.
+
+    seen: the case's revision that was seen. Where one's own undo came after it, that is the answer:
+    the request was sent again because the first answer was lost.
+    """
     by = acting(session, by, "reviewer")
     case = open_case(session, case_id)
-    return _reverse(session, by, case, _to_undo(session, by, case), "undo")
+    done = _done_since(session, by, case, "undo", seen)
+    return done or _reverse(session, by, case, _to_undo(session, by, case), "undo")
 
 
-def redo(session: Session, by: User, case_id: str) -> Act:
-    """Do again what one's own last undo took back, unless one did something else since."""
+def redo(session: Session, by: User, case_id: str, seen: int | None = None) -> Act:
+    """Do again what one's own last undo took back, unless one did something else since.
+
+    seen: as for `undo`.
+    """
     by = acting(session, by, "reviewer")
     case = open_case(session, case_id)
-    return _reverse(session, by, case, _to_redo(session, by, case), "redo")
+    done = _done_since(session, by, case, "redo", seen)
+    return done or _reverse(session, by, case, _to_redo(session, by, case), "redo")
 
 
 def can(session: Session, by: User, case_id: str) -> tuple[bool, bool]:
@@ -133,6 +142,9 @@ def _act(
     if not after:
         raise InputError("No cell was named", fix="Choose at least one cell.", field="cells")
     present = _present(session, case, after)
+    done = _done_last(session, by, case, kind, after, present)
+    if done is not None:
+        return done
     newer = {i for i, cell in present.items() if cell.revision > seen[i]}
     if newer:
         oldest = min(seen[i] for i in newer)
@@ -143,6 +155,33 @@ def _act(
                 if change.revision > seen[cell_id] and touched.keys() & after[cell_id].keys():
                     raise _overtaken(session, change, cell_id)
     return _write(session, by, case, kind, present, after)
+
+
+def _done_last(
+    session: Session, by: User, case: Case, kind: str, after: Values, present: Mapping[int, Any]
+) -> Act | None:
+    """One's own last act where it is this one and still stands: to say it again says nothing new.
+
+    So a request that was sent again, since its answer was lost, isn't a second act.
+    """
+    last = session.scalar(_own(by, case).where(Change.kind != "read"))
+    if last is None or last.kind != kind or _values(last.after) != after:
+        return None
+    if any(
+        getattr(present[i], name) != value
+        for i, values in after.items()
+        for name, value in values.items()
+    ):
+        return None
+    return _as_act(last, by.name)
+
+
+def _done_since(session: Session, by: User, case: Case, kind: str, seen: int | None) -> Act | None:
+    if seen is None:
+        return None
+    own = _own(by, case).where(Change.kind == kind, Change.revision > seen)
+    found = session.scalar(own)
+    return _as_act(found, by.name) if found else None
 
 
 def _refuse_read_again(session: Session, case: Case, seen: Mapping[int, int]) -> None:

@@ -9,7 +9,13 @@ from typing import Any, final
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, LeukoscopeError
@@ -31,12 +37,9 @@ class Database:
         if sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
-            self._reading = self.engine
         else:
+            event.listen(self.engine, "connect", _prepare_postgresql)
             event.listen(self.engine, "begin", _begin_postgresql)
-            self._reading = self.engine.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            )
         self._writing = self.engine.execution_options(leukoscope_writes=True)
 
     @contextmanager
@@ -47,7 +50,7 @@ class Database:
         and no two locks can ever be taken in the wrong one. Keep it short: read files and run
         models outside. A refused password is committed all the same (`Unauthenticated.recorded`).
         """
-        with Session(self._writing, expire_on_commit=False) as session:
+        with self._reached(), Session(self._writing, expire_on_commit=False) as session:
             try:
                 yield session
             except LeukoscopeError as problem:
@@ -59,19 +62,62 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A reading transaction: all its queries see the same moment; nothing is ever written."""
-        with Session(self._reading, expire_on_commit=False, autoflush=False) as session:
+        with (
+            self._reached(),
+            Session(self.engine, expire_on_commit=False, autoflush=False) as session,
+        ):
             yield session
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turn all that says that the database is away into one error, OperationalError.
+
+        pg8000 calls it a programmer's error that PostgreSQL stops, starts or has no room, and some
+        of what a broken connection raises never meets SQLAlchemy.
+        """
+        try:
+            yield
+        except (ConnectionError, self.engine.dialect.loaded_dbapi.Error) as problem:
+            raise OperationalError(None, None, problem) from problem
+        except ProgrammingError as problem:
+            said = problem.orig.args[0] if problem.orig and problem.orig.args else ""
+            code = said.get("C", "") if isinstance(said, dict) else ""
+            if not code.startswith(("08", "53", "57P")):
+                raise
+            raise OperationalError(problem.statement, problem.params, problem) from problem
 
     def upgrade(self) -> None:
         """Bring the tables to the newest version; InputError where the database can't be used."""
+        with self.asked(), self._writing.begin() as connection:
+            if version(connection) != NEWEST:
+                migrate(connection)
+
+    @property
+    def name(self) -> str:
+        """The address without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    @property
+    def file(self) -> Path | None:
+        """The file of SQLite."""
+        sqlite = self.url.get_backend_name() == "sqlite"
+        return Path(str(self.url.database)) if sqlite else None
+
+    def exists(self) -> bool:
+        """Whether there is anything in it already; asking makes no file."""
+        if self.file is not None:
+            return self.file.exists()
+        return bool(inspect(self.engine).get_table_names())
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Turn what the database refuses into one sentence with the fix (InputError)."""
         try:
-            with self._writing.begin() as connection:
-                if _version(connection) != NEWEST:
-                    _migrate(connection)
+            with self._reached():
+                yield
         except DBAPIError as problem:
             raise InputError(
-                f"Can't use the database {self.url.render_as_string(hide_password=True)}: "
-                f"{_words(problem)}",
+                f"Can't use the database {self.name}: {_words(problem)}",
                 fix="Check the address, that the server runs and that the folder is writable.",
                 field="database",
             ) from problem
@@ -101,13 +147,15 @@ def _checked(url: str) -> URL:
     return parsed
 
 
-def _version(connection: Connection) -> str | None:
+def version(connection: Connection) -> str | None:
+    """The revision of the tables, None where there are none."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.scalar(text("SELECT version_num FROM alembic_version"))
 
 
-def _migrate(connection: Connection) -> None:
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Bring the tables to a revision."""
     # A server starts often and migrates hardly ever: half a second of imports only where needed.
     from alembic import command
     from alembic.config import Config
@@ -115,7 +163,7 @@ def _migrate(connection: Connection) -> None:
     settings = Config()
     settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     settings.attributes["connection"] = connection
-    command.upgrade(settings, "head")
+    command.upgrade(settings, revision)
 
 
 def _words(problem: DBAPIError) -> str:
@@ -135,6 +183,15 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    # A server whose machine lost its power can't say so: its lock is to be free after a minute,
+    # not after the two hours of TCP.
+    connection.autocommit = True
+    for name, seconds in (("idle", 30), ("interval", 10), ("count", 3)):
+        connection.cursor().execute(f"SET tcp_keepalives_{name} = {seconds}")
+    connection.autocommit = False
+
+
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("leukoscope_writes")
     # A writer that began as a reader could find the file changed and fail half-way.
@@ -144,3 +201,5 @@ def _begin_sqlite(connection: Connection) -> None:
 def _begin_postgresql(connection: Connection) -> None:
     if connection.get_execution_options().get("leukoscope_writes"):
         connection.execute(text(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})"))
+    else:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))

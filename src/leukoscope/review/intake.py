@@ -7,7 +7,7 @@ on from there. Nothing of a name that came from outside is ever used as a path.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -48,13 +48,21 @@ def start(
     *,
     settings: Settings,
     model_id: int,
+    key: str = "",
 ) -> Upload:
     """Announce a file of `size` bytes for an open case; its bytes follow by `append`.
 
     kind: what an image shows, `auto` to have that found out; a .zip is opened. InputError where it
     is too large, Conflict where the case is signed or shows another model than the one served.
+    key: chosen by who asks; asked again with the same one, the upload that was announced.
     """
     by = acting(session, by, "reviewer")
+    upload_id = cases.id_of(f"upload/{case_id}", by, key)
+    announced = session.get(Upload, upload_id)
+    if announced is not None:
+        if (announced.name, announced.size) != (clean(name), size):
+            raise cases.used_otherwise()
+        return announced
     case = cases.open_case(session, case_id)
     if case.model_id != model_id:
         raise Conflict(
@@ -78,7 +86,7 @@ def start(
             "The server's disk is nearly full", fix="Ask whoever runs it for space.", field="size"
         )
     upload = Upload(
-        id=secrets.token_hex(16), case_id=case.id, name=name, kind=kind, size=size, created_by=by.id
+        id=upload_id, case_id=case.id, name=name, kind=kind, size=size, created_by=by.id
     )
     session.add(upload)
     session.flush()
@@ -103,6 +111,11 @@ def find(session: Session, upload_id: str) -> Upload:
     if found is None:
         raise NotFound("There is no such upload", field="upload")
     return found
+
+
+def receiving(session: Session) -> set[str]:
+    """The ids of the uploads of which bytes still come."""
+    return set(session.scalars(select(Upload.id).where(Upload.state == "receiving")))
 
 
 async def append(
@@ -155,7 +168,9 @@ def _open(database: Database, blobs: Blobs, upload_id: str, offset: int) -> tupl
 
 
 def _arrived(database: Database, handle: BinaryIO, upload_id: str, arrived: int) -> None:
-    handle.close()
+    with handle:
+        handle.flush()
+        os.fsync(handle.fileno())  # what is said to have arrived isn't sent again
     with database.begin() as session:
         find(session, upload_id).received = arrived
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from leukoscope.review import audit, cases
 from leukoscope.review.accounts import acting
 from leukoscope.review.problems import NotFound
-from leukoscope.review.schema import Job, User
+from leukoscope.review.schema import Job, Upload, User
 
 Kind = Literal["intake", "reread"]
 
@@ -57,11 +57,25 @@ def begin(session: Session) -> Job | None:
     """The job that has waited longest, running from now on; `arguments` count the `attempts`.
 
     There is one worker, so what runs already was interrupted, by a crash or because the database
-    was away: it is begun anew, which is harmless.
+    was away: it is begun anew, which is harmless. Who gets on forgets the attempts (`got_on`).
     """
     query = select(Job).where(Job.state.in_(("waiting", "running")))
     found = session.scalars(query.order_by(Job.created, Job.id).limit(1)).first()
     if found is not None:
         found.state = "running"
-        found.arguments = {"attempts": found.arguments.get("attempts", 0) + 1}
+        attempts = found.arguments.get("attempts", 0) + 1
+        found.arguments = found.arguments | {"attempts": attempts}
     return found
+
+
+def got_on(session: Session, job: Job, steps: int) -> None:
+    """So many steps of a job are through, now that this transaction is."""
+    present = session.get_one(Job, job.id)
+    present.done += steps
+    present.arguments = {}
+
+
+def suspect(session: Session, job: Job, upload: Upload) -> None:
+    """Note the file at hand: where the server dies with it again and again, it is to blame."""
+    present = session.get_one(Job, job.id)
+    present.arguments = {"attempts": 1} | present.arguments | {"at": upload.id}

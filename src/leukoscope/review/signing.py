@@ -26,11 +26,17 @@ def sign(session: Session, by: User, case_id: str, revision_seen: int, password:
     """Sign a case as it was seen; it is locked from then on.
 
     Unauthenticated where the password is wrong (counted as at log-in). Conflict where the case is
-    signed, was changed since `revision_seen`, holds no cells, or is still being read.
+    signed, was changed since `revision_seen`, holds no cells, or is still being read. Signed by
+    this very request, whose answer was lost: that signature.
     """
     by = acting(session, by, "reviewer")
-    case = cases.open_case(session, case_id)
+    case = cases.find(session, case_id)
+    done = _done(session, by, case, revision_seen)
+    if done is None:
+        cases.open_case(session, case_id)
     check_password(session, by, password)
+    if done is not None:
+        return done
     _refuse_unfinished(session, case, revision_seen)
     case.state = "signed"
     case.revision += 1
@@ -59,12 +65,17 @@ def sign(session: Session, by: User, case_id: str, revision_seen: int, password:
 
 
 def amend(session: Session, by: User, case_id: str, reason: str) -> Case:
-    """Open a signed case again as its next version, for a reason of 3 to 1,000 characters."""
+    """Open a signed case again as its next version, for a reason of 3 to 1,000 characters.
+
+    Again, with the same reason and nothing done since, is harmless.
+    """
     by = acting(session, by, "reviewer")
     case = cases.find(session, case_id)
-    if case.state != "signed":
-        raise Conflict("The case isn't signed", fix="Change it as it is.", field="state")
     reason = text(reason, "reason", least=3, most=1000, lines=True)
+    if case.state != "signed":
+        if _amended_last(session, by, case, reason):
+            return case
+        raise Conflict("The case isn't signed", fix="Change it as it is.", field="state")
     case.state = "open"
     case.version += 1
     case.revision += 1
@@ -107,6 +118,23 @@ def content(session: Session, case: Case) -> dict[str, Any]:
 
 
 # --- inside ---------------------------------------------------------------------------------------
+
+
+def _done(session: Session, by: User, case: Case, revision_seen: int) -> Signature | None:
+    """The signature that this person gave to what was seen, if it stands."""
+    if case.state != "signed" or case.revision != revision_seen + 1:
+        return None
+    found = signature(session, case.id, case.version)
+    return found if found.user_id == by.id else None
+
+
+def _amended_last(session: Session, by: User, case: Case, reason: str) -> bool:
+    own = select(Change).where(
+        Change.case_id == case.id, Change.user_id == by.id, Change.kind != "read"
+    )
+    last = session.scalars(own.order_by(Change.revision.desc()).limit(1)).first()
+    told = {"version": case.version, "reason": reason}
+    return last is not None and last.kind == "amend" and last.after == told
 
 
 def _refuse_unfinished(session: Session, case: Case, revision_seen: int) -> None:

@@ -17,7 +17,7 @@ from leukoscope.errors import LeukoscopeError, UnreadableError
 from leukoscope.imaging import cells as imaging_cells
 from leukoscope.imaging.quality import flags
 from leukoscope.parallel import ahead
-from leukoscope.review import audit, cases, files, intake
+from leukoscope.review import audit, cases, files, intake, jobs
 from leukoscope.review.blobs import Blobs, png
 from leukoscope.review.cases import NewCell
 from leukoscope.review.database import Database
@@ -32,6 +32,7 @@ SECONDS = 2.0
 MOMENT = 0.5  # seconds in which the next file of many follows
 DEPTH = 4  # whole images decoded ahead: each may take 300 MB
 SMALL = 16  # cells made ready ahead
+PATIENT = 2  # attempts; later ones go file by file
 PROBLEM = "It can't be processed; the server's log has more"
 
 
@@ -83,6 +84,10 @@ def take_in(tools: Tools, job: Job, by: User) -> None:
     case_id = str(job.case_id)
     while uploads := _received(tools, case_id) or _awaited(tools, case_id):
         _count(tools, job, case_id)
+        if job.arguments["attempts"] > PATIENT:
+            uploads = uploads[:1]
+            with tools.database.begin() as session:
+                jobs.suspect(session, job, uploads[0])
         archives = {u.id for u in uploads if files.is_archive(tools.blobs.path(str(u.sha256)))}
         for upload in uploads:
             if upload.id in archives:
@@ -125,7 +130,7 @@ def _unpack(tools: Tools, job: Job, by: User, upload: Upload) -> None:
     try:
         for member in files.members(path, tools.blobs, tools.settings):
             tools.check()
-            _add_member(tools, by, upload, member)
+            _add_member(tools, job, by, upload, member)
     except UnreadableError as problem:
         state, error = "failed", str(problem)
     with tools.database.begin() as session:
@@ -133,10 +138,10 @@ def _unpack(tools: Tools, job: Job, by: User, upload: Upload) -> None:
         present.kind, present.state, present.error = "archive", state, error
         if state == "failed":
             _note_failure(session, by, present)
-        session.get_one(Job, job.id).done += 1
+        jobs.got_on(session, job, 1)
 
 
-def _add_member(tools: Tools, by: User, archive: Upload, member: files.Member) -> None:
+def _add_member(tools: Tools, job: Job, by: User, archive: Upload, member: files.Member) -> None:
     member_id = files.member_id(archive.id, member.place)
     with tools.database.begin() as session:
         if session.get(Upload, member_id) is not None:
@@ -155,6 +160,7 @@ def _add_member(tools: Tools, by: User, archive: Upload, member: files.Member) -
             session, by, "upload", cases.find(session, archive.case_id), name=made.name,
             sha256=made.sha256, state=made.state, archive=archive.sha256,
         )  # fmt: skip
+        jobs.got_on(session, job, 0)
 
 
 Found = tuple[files.Opened, Ready | None] | str
@@ -247,7 +253,7 @@ def _write(tools: Tools, job: Job, by: User, batch: Batch) -> Batch:
             session.execute(update(Upload).where(Upload.id == upload_id).values(**fared))
             if fared["state"] == "failed":
                 _note_failure(session, by, session.get_one(Upload, upload_id))
-        session.get_one(Job, job.id).done += len(batch.uploads)
+        jobs.got_on(session, job, len(batch.uploads))
     batch.cells.clear()
     batch.uploads.clear()
     batch.since = time.monotonic()
@@ -297,4 +303,4 @@ def _read_again(tools: Tools, job: Job, by: User, cells: Sequence[tuple[int, str
     found = {cell_id: reading for (cell_id, _), reading in zip(cells, readings, strict=True)}
     with tools.database.begin() as session:
         cases.add_readings(session, by, str(job.case_id), tools.model_id, found)
-        session.get_one(Job, job.id).done += len(found)
+        jobs.got_on(session, job, len(found))

@@ -17,7 +17,7 @@ from leukoscope.review.schema import Case, Job, Upload, User
 from leukoscope.review.settings import Settings
 
 log = logging.getLogger("leukoscope.review")
-ATTEMPTS = 3  # of a job that something interrupts other than the server's own stop
+ATTEMPTS = 5  # that get nowhere, since something other than the server's own stop interrupts them
 PATIENCE = 5.0  # seconds until the table is looked at without being asked
 WORK = {"intake": work.take_in, "reread": work.read_again}
 
@@ -62,8 +62,9 @@ class Worker:
             self._asked.clear()
             try:
                 self._work()
-            except SQLAlchemyError:
-                log.exception("the worker lost the database; it tries again")
+            except Exception:
+                # Most likely the database is away; and no job may wait for ever for a dead worker.
+                log.exception("the worker was interrupted; it tries again")
             self._asked.wait(PATIENCE)
 
     def _work(self) -> None:
@@ -78,7 +79,7 @@ class Worker:
     def _do(self, job: Job, by: User) -> None:
         if job.arguments["attempts"] > ATTEMPTS:
             log.error("job %s (%s) was interrupted %d times", job.id, job.kind, ATTEMPTS)
-            self._finish(job, "failed", work.PROBLEM)
+            self._give_up(job)
             return
         try:
             WORK[job.kind](self.tools, job, by)
@@ -95,6 +96,18 @@ class Worker:
             self._finish(job, "failed", work.PROBLEM)
         else:
             self._finish(job, "done")
+
+    def _give_up(self, job: Job) -> None:
+        """Do without the file that the server died of, or where it isn't known, the whole job."""
+        if "at" not in job.arguments:
+            self._finish(job, "failed", work.PROBLEM)
+            return
+        at = (Upload.id == job.arguments["at"]) & (Upload.state == "received")
+        with self.database.begin() as session:
+            session.execute(update(Upload).where(at).values(state="failed", error=work.PROBLEM))
+            jobs.got_on(session, job, 1)
+            case = session.get(Case, job.case_id)
+            audit.record(session, "server", "failed upload", case, upload=job.arguments["at"])
 
     def _finish(self, job: Job, state: str, error: str = "") -> None:
         with self.database.begin() as session:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from leukoscope.review import cases, jobs
 from leukoscope.review.api import models
-from leukoscope.review.api.common import Db, Reviewer, Viewer
+from leukoscope.review.api.common import Db, Key, Reviewer, Viewer
 from leukoscope.review.api.errors import documented
 from leukoscope.review.schema import Case, Job, Model
 
@@ -30,13 +30,13 @@ def listed(
         return {"cases": cases.cases(session, query, state, before, limit)}
 
 
-@router.post("/cases", status_code=201, response_model=models.Case)
-def create(given: models.NewCase, by: Reviewer, request: Request, db: Db) -> Case:
+@router.post("/cases", status_code=201, response_model=models.Case, responses=documented(409))
+def create(given: models.NewCase, by: Reviewer, request: Request, db: Db, key: Key = "") -> Case:
     """A new open case, to be read by the model that is served."""
     state = request.app.state
     texts = {"pixel_size": state.settings.pixel_size} | given.model_dump(exclude_unset=True)
     with db.begin() as session:
-        return cases.create(session, by, model_id=state.model_id, **texts)
+        return cases.create(session, by, model_id=state.model_id, key=key, **texts)
 
 
 @router.get("/cases/{case_id}", response_model=models.Case, responses=documented(404))

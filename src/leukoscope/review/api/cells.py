@@ -18,6 +18,7 @@ from leukoscope.review.api.common import (
     PREFIX,
     Db,
     Reviewer,
+    Seen,
     Viewer,
     documented_file,
     picture,
@@ -129,17 +130,17 @@ def confirm(case_id: str, given: models.Confirmed, by: Reviewer, db: Db) -> JSON
 
 
 @router.post("/cases/{case_id}/undo", responses=answered(models.Acted) | documented(404, 409))
-def undo(case_id: str, by: Reviewer, db: Db) -> JSONResponse:
+def undo(case_id: str, by: Reviewer, db: Db, seen: Seen = None) -> JSONResponse:
     """Take back one's own last act."""
     with db.begin() as session:
-        return JSONResponse(_acted(session, by, case_id, changes.undo(session, by, case_id)))
+        return JSONResponse(_acted(session, by, case_id, changes.undo(session, by, case_id, seen)))
 
 
 @router.post("/cases/{case_id}/redo", responses=answered(models.Acted) | documented(404, 409))
-def redo(case_id: str, by: Reviewer, db: Db) -> JSONResponse:
+def redo(case_id: str, by: Reviewer, db: Db, seen: Seen = None) -> JSONResponse:
     """Do again what one took back."""
     with db.begin() as session:
-        return JSONResponse(_acted(session, by, case_id, changes.redo(session, by, case_id)))
+        return JSONResponse(_acted(session, by, case_id, changes.redo(session, by, case_id, seen)))
 
 
 # --- of one cell ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, Form
+from fastapi import Depends, Form, Header, Query
 from fastapi.responses import FileResponse
 
 from leukoscope.review.access import database, needs
@@ -20,6 +20,24 @@ Reviewer = Annotated[User, Depends(needs("reviewer"))]
 Administrator = Annotated[User, Depends(needs("administrator"))]
 InBrowser = Annotated[User, Depends(needs("viewer", "session"))]
 Text = Annotated[str, Form()]
+
+Key = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key", max_length=128,
+        description="A random text for each new thing. Sent again with the same one, since the "
+        "answer was lost, a request makes nothing twice.",
+    ),
+]  # fmt: skip
+# Of a request that is sent again since its answer was lost: what had been seen before it.
+Seen = Annotated[
+    int | None,
+    Query(
+        ge=0, le=2**31 - 1,
+        description="The case's revision that was seen. Where one's own act of this kind came "
+        "after it, that is the answer, so that a request can be sent again.",
+    ),
+]  # fmt: skip
 
 # An image of a given cell never changes; whose browser it is stays private.
 CACHED = {"Cache-Control": "private, max-age=86400, immutable"}

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from starlette.requests import ClientDisconnect
 
 from leukoscope.review import access, cases, intake
 from leukoscope.review.api import models
-from leukoscope.review.api.common import Db, Reviewer, Viewer, documented_file, picture
+from leukoscope.review.api.common import Db, Key, Reviewer, Viewer, documented_file, picture
 from leukoscope.review.api.errors import documented
 from leukoscope.review.database import Database
-from leukoscope.review.problems import NotFound
+from leukoscope.review.problems import Conflict, NotFound
 from leukoscope.review.schema import Upload
 
 router = APIRouter(tags=["uploads"])
@@ -40,14 +41,14 @@ def _view(session: Session, upload: Upload) -> models.Upload:
     responses=documented(404, 409),
 )
 def start(
-    case_id: str, given: models.NewUpload, by: Reviewer, request: Request, db: Db
+    case_id: str, given: models.NewUpload, by: Reviewer, request: Request, db: Db, key: Key = ""
 ) -> models.Upload:
     """Announce a file; its bytes follow by PUT."""
     settings, model_id = access.settings(request), request.app.state.model_id
     with db.begin() as session:
         upload = intake.start(
             session, by, case_id, given.name, given.size, given.kind,
-            settings=settings, model_id=model_id,
+            settings=settings, model_id=model_id, key=key,
         )  # fmt: skip
         return _view(session, upload)
 
@@ -82,7 +83,10 @@ async def append(
     offset: Annotated[int, Query(ge=0)],
 ) -> models.Upload:
     """Send bytes from `offset` on, which must be the number received so far."""
-    await intake.append(db, request.app.state.blobs, upload_id, offset, request.stream())
+    try:
+        await intake.append(db, request.app.state.blobs, upload_id, offset, request.stream())
+    except ClientDisconnect:  # nobody hears this; it is no bug to be logged with its traceback
+        raise Conflict("The connection broke", fix="Go on from what has arrived.") from None
     return await run_sync(_present, db, upload_id)
 
 

@@ -8,9 +8,10 @@ export class ApiError extends Error {
   }
 }
 
-export async function send(method, path, body, { raw = false, signal } = {}) {
+export async function send(method, path, body, { raw = false, signal, key } = {}) {
   const headers = { Accept: "application/json", "X-CSRF-Token": token };
   if (body !== undefined) headers["Content-Type"] = raw ? "application/octet-stream" : "application/json";
+  if (key) headers["Idempotency-Key"] = key;  // sent again, it makes nothing twice
   let answer;
   try {
     answer = await fetch(`/api/v1/${path}`, {
@@ -25,6 +26,11 @@ export async function send(method, path, body, { raw = false, signal } = {}) {
   if (!answer.ok) throw new ApiError(answer.status, said.error);
   return said;
 }
+
+/** The server is down for a while, or its proxy says so: what was sent may have been done. */
+export const away = (problem) => [0, 502, 503, 504].includes(problem.status);
+
+export const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 
 export const get = (path, options) => send("GET", path, undefined, options);
 export const post = (path, body = {}) => send("POST", path, body);

@@ -1,5 +1,5 @@
 // Uploads in pieces: a file that was cut off is continued where it stopped, also after a reload.
-import { get, make, post, send, tell, tellProblem } from "./api.js";
+import { away, get, make, newKey, send, tell, tellProblem } from "./api.js";
 
 const PIECE = 4 * 1024 * 1024;
 const AT_ONCE = 2;
@@ -21,6 +21,7 @@ class Row {
     this.file = file;
     this.path = path;
     this.state = "waiting";
+    this.key = newKey();
     this.bar = make("progress", { max: Math.max(1, file.size), value: 0, "aria-label": `${path} sent` });
     this.words = make("span", { class: "quiet" }, "waiting");
     this.button = make("button", { type: "button", class: "small-button plain" }, "Stop");
@@ -56,7 +57,7 @@ class Row {
     const alike = before.filter((u) => u.name === this.path && u.size === this.file.size && u.state === "receiving");
     const known = alike.length === 1 ? alike[0] : undefined;
     before = before.filter((u) => u !== known);
-    const upload = this.upload ?? known ?? await post(`cases/${caseId}/uploads`, { name: this.path, size: this.file.size, kind: kind() });
+    const upload = this.upload ?? known ?? await this.announce();
     this.upload = upload;
     let at = upload.received ?? 0;
     let failures = 0;
@@ -70,11 +71,9 @@ class Row {
         failures = 0;
       } catch (problem) {
         if (problem.name === "AbortError") break;
-        if ((problem.status !== 0 && problem.status !== 409) || problem.field === "state") throw problem;
+        if ((!away(problem) && problem.status !== 409) || problem.field === "state") throw problem;
         failures += 1;
-        if (failures > 8) throw problem;
-        this.words.textContent = "server out of reach, trying again";
-        await wait(Math.min(500 * 2 ** failures, 8000));
+        await this.later(problem, failures);
         at = await this.received(at);
       }
       upload.received = at;
@@ -82,6 +81,22 @@ class Row {
       if (this.state === "sending") this.words.textContent = `${megabytes(at)} of ${megabytes(this.file.size)}`;
     }
     return undefined;
+  }
+
+  async announce() {
+    const what = { name: this.path, size: this.file.size, kind: kind() };
+    for (let failures = 1; ; failures += 1) {
+      try { return await send("POST", `cases/${caseId}/uploads`, what, { key: this.key }); } catch (problem) {
+        if (!away(problem)) throw problem;
+        await this.later(problem, failures);
+      }
+    }
+  }
+
+  async later(problem, failures) {
+    if (failures > 8) throw problem;
+    this.words.textContent = "server out of reach, trying again";
+    await wait(Math.min(500 * 2 ** failures, 8000));
   }
 
   over({ state, error }) {

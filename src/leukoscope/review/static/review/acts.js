@@ -1,5 +1,5 @@
 // What the reviewer does reaches the server one act after the other; what others did comes back.
-import { get, post, tell, tellProblem, whisper } from "../api.js";
+import { away, get, post, tell, tellProblem, whisper } from "../api.js";
 import { focus, glow, put, visible } from "./grid.js";
 import { count } from "./differential.js";
 import { labels, named, shown, state } from "./state.js";
@@ -7,6 +7,7 @@ import { labels, named, shown, state } from "./state.js";
 const EVERY = 2000;
 const base = `cases/${state.caseId}`;
 let queue = Promise.resolve();
+let seen = -1;  // the newest revision of the case that an answer named
 let said = false;  // whether it was told that the server is out of reach
 
 /** What the server said of cells, unless an answer that overtook this one said newer things. */
@@ -16,7 +17,8 @@ function take(cells) {
   put(fresh);
 }
 
-function tools({ undo, redo }) {
+function tools({ undo, redo, revision }) {
+  seen = Math.max(seen, revision ?? -1);
   if (undo !== undefined) state.undo = undo;
   if (redo !== undefined) state.redo = redo;
   document.dispatchEvent(new CustomEvent("acted"));
@@ -78,7 +80,7 @@ async function refused(problem, again) {
   await reload().catch(() => { state.stale = true; });
   if (problem.status === 409 && state.editable) {
     tell(`${problem.message}. Yours was not stored.`, { bad: true, seconds: 30, act: { label: "Store mine", run: again } });
-  } else if (problem.status === 0) {
+  } else if (away(problem)) {
     tell("The server can't be reached; your last change was not stored.", { bad: true, seconds: 30, act: { label: "Try again", run: again } });
   } else tellProblem(problem);
 }
@@ -129,18 +131,21 @@ export function comment(id, text, revision) {
   });
 }
 
-export function takeBack(kind) {
+/** since: what had been seen when it was sent the first time, where that got no answer. */
+export function takeBack(kind, since) {
   if (!state.editable) return;
   queue = queue.then(async () => {
+    const known = since ?? seen;
     try {
-      const done = await post(`${base}/${kind}`);
+      const done = await post(`${base}/${kind}${known < 0 ? "" : `?seen=${known}`}`);
       take(done.cells);
       tools(done);
       count();
       focus(done.change.cells[0]);
       whisper(`${kind === "undo" ? "Taken back" : "Done again"}: ${cellsWord(done.change.cells.length)}`);
     } catch (problem) {
-      if (problem.status === 409) tell(problem.message + ".", { bad: true }); else tellProblem(problem);
+      if (problem.status === 409) tell(problem.message + ".", { bad: true });
+      else tell(`${problem.message} ${away(problem) ? "" : problem.fix}`, { bad: true, act: away(problem) ? { label: "Try again", run: () => takeBack(kind, known) } : null });
     }
   });
 }
