@@ -128,6 +128,13 @@ def read_bytes_image(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarra
             raise UnreadableError(_reason(name, problem), fix=_AGAIN) from None
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 RGB (H, W, 3) as a PNG, the same bytes for the same pixels."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=3)
+    return out.getvalue()
+
+
 def _plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     """A JPEG's pixels by the fast decoder, None where Pillow has to look."""
     if not data.startswith(b"\xff\xd8\xff") or b"Exif" in data:

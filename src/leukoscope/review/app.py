@@ -25,6 +25,7 @@ from leukoscope.review import accounts, api, cases, pages
 from leukoscope.review.api import errors
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
+from leukoscope.review.decoding import Decoder
 from leukoscope.review.problems import Unauthenticated
 from leukoscope.review.references import References
 from leukoscope.review.security import Attempts, Guard, secret_of
@@ -68,9 +69,10 @@ def create_app(settings: Settings) -> FastAPI:
     state.settings, state.database, state.reader, state.model_id = (
         settings, database, reader, model.id,
     )  # fmt: skip
-    state.blobs = Blobs(settings.folder, settings.image_pixels)
+    state.decoder = Decoder(settings.limits, reader.contract)
+    state.blobs = Blobs(settings.folder, state.decoder)
     state.jobs = Worker(settings, database, reader, model.id, state.blobs)
-    state.references = References(settings.references, settings.image_pixels)
+    state.references = References(settings.references, state.decoder)
     state.secret, state.attempts = secret_of(settings.folder), Attempts()
     state.welcome = f"{settings.address}/welcome/{first}" if first else None
     app.include_router(api.router)
@@ -87,11 +89,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.decoder.warm()
     app.state.jobs.start()
     try:
         yield
     finally:
         app.state.jobs.stop()
+        app.state.decoder.close()
         app.state.database.close()
 
 

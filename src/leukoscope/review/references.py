@@ -13,8 +13,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError
-from leukoscope.imaging.read import IMAGE_SUFFIXES, read_image
-from leukoscope.review.blobs import png
+from leukoscope.imaging.read import IMAGE_SUFFIXES
+from leukoscope.review.decoding import Decoder
 from leukoscope.review.problems import NotFound
 from leukoscope.review.schema import Case, Cell, Reading
 
@@ -57,8 +57,8 @@ def signed(session: Session, case_id: str, label: str, most: int = 6) -> list[Re
 class References:
     """The laboratory's own reference images (final): DIR/<class>/<image>."""
 
-    def __init__(self, folder: Path | None, max_pixels: int = 100_000_000) -> None:
-        self.max_pixels = max_pixels
+    def __init__(self, folder: Path | None, decoder: Decoder) -> None:
+        self.decoder = decoder
         self.images: dict[str, list[Path]] = {}
         if folder is None:
             return
@@ -80,4 +80,4 @@ class References:
         """One of them as a PNG; NotFound where there is none."""
         if not 0 <= number < self.count(label):
             raise NotFound(f"There is no reference image {number} of {label!r}")
-        return png(read_image(self.images[label][number], max_pixels=self.max_pixels))
+        return self.decoder.picture(self.images[label][number])
