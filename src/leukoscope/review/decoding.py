@@ -14,10 +14,12 @@ import logging
 import multiprocessing
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,10 +35,13 @@ from leukoscope.review.untrusted import TOGETHER, Limits
 
 log = logging.getLogger("leukoscope.review")
 PROBLEM = "It can't be processed; the server's log has more"
+WORK = untrusted.work
 _PATIENCE = 10.0  # seconds for a process to end that has hung up
 
 _way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _context: Any = multiprocessing.get_context(_way)
+if _way == "forkserver":
+    _context.set_forkserver_preload([untrusted.__name__])
 _starting = threading.Lock()  # multiprocessing's own lists aren't made for threads
 
 Answer = tuple[dict[str, Any], list[bytes]]
@@ -87,8 +92,8 @@ class Decoder:
         if _way == "forkserver":
             from multiprocessing import forkserver
 
-            _context.set_forkserver_preload([untrusted.__name__])
-            forkserver.ensure_running()
+            with _starting, _nameless_main():
+                forkserver.ensure_running()
 
     def close(self) -> None:
         """End the processes that have nothing to do."""
@@ -168,6 +173,17 @@ class Decoder:
             self._idle.put(process if ended else None)
 
 
+@contextlib.contextmanager
+def _nameless_main() -> Iterator[None]:
+    """Without this a new process would first run the program anew that asked for it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 class _Process:
     """One process and the line to it (final)."""
 
@@ -176,8 +192,8 @@ class _Process:
         self._late = False
         self._most = 3 * limits.pixels + 2**26  # bytes of one piece: pixels, at the most
         given = theirs, limits.model_dump_json(), contract.model_dump_json() if contract else ""
-        with _starting, theirs:
-            self._process = _context.Process(target=untrusted.work, args=given, daemon=True)
+        with _starting, theirs, _nameless_main():
+            self._process = _context.Process(target=WORK, args=given, daemon=True)
             self._process.start()
 
     @property

@@ -42,9 +42,9 @@ class Settings(Table):
     cells_per_case: Annotated[int, Field(ge=1)] = 20_000
     cells_per_field: Annotated[int, Field(ge=1)] = 5_000
     archive_ratio: Annotated[int, Field(ge=1)] = 200
-    decode_seconds: Annotated[float, Field(gt=0)] = 60.0
-    decode_cpu_seconds: Annotated[int, Field(ge=1)] = 30
-    decode_memory: Annotated[int, Field(ge=1)] = 2_500_000_000
+    decode_seconds: Annotated[float, Field(gt=0)] = 120.0
+    decode_cpu_seconds: Annotated[int, Field(ge=1)] = 60
+    decode_memory: Annotated[int, Field(ge=1)] = 3_000_000_000
 
     @model_validator(mode="before")
     @classmethod

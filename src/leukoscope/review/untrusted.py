@@ -47,9 +47,9 @@ class Limits(Table):
     members: Annotated[int, Field(ge=1)] = 5_000
     archive_bytes: Annotated[int, Field(ge=1)] = 2_000_000_000
     ratio: Annotated[int, Field(ge=1)] = 200
-    seconds: Annotated[float, Field(gt=0)] = 60.0
-    cpu_seconds: Annotated[int, Field(ge=1)] = 30
-    memory: Annotated[int, Field(ge=1)] = 2_500_000_000
+    seconds: Annotated[float, Field(gt=0)] = 120.0
+    cpu_seconds: Annotated[int, Field(ge=1)] = 60
+    memory: Annotated[int, Field(ge=1)] = 3_000_000_000
 
 
 Message = tuple[dict[str, Any], Sequence[bytes | memoryview]]
