@@ -39,13 +39,11 @@ class Evil:
 PICKLE = pickle.dumps(Evil())
 
 
-def encoded(
-    kind: str, size: tuple[int, int] = (48, 48), mode: str = "RGB", **more: object
-) -> bytes:
+def encoded(kind: str, size: tuple[int, int] = (48, 48), **more: object) -> bytes:
     """A picture of noise."""
     noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     out = io.BytesIO()
-    Image.fromarray(noise).convert(mode).save(out, kind, **more)  # type: ignore[arg-type]
+    Image.fromarray(noise).save(out, kind, **more)  # type: ignore[arg-type]
     return out.getvalue()
 
 
@@ -105,8 +103,10 @@ def _pngs() -> dict[str, bytes]:
         "profile-bomb": png(chunk(b"iCCP", b"k\0\0" + zeros)),
         "many-chunks": png(*[chunk(b"teSt", b"")] * 10_000),
         "animation-of-millions": png(chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))),
-        "frame-outside": png(chunk(b"acTL", struct.pack(">II", 2, 0)),
-                             chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 9**9, 9**9, 7, 7, 0, 0, 0, 0))),
+        "frame-outside": png(
+            chunk(b"acTL", struct.pack(">II", 2, 0)),
+            chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 9**9, 9**9, 7, 7, 0, 0, 0, 0)),
+        ),
         "exif-of-nothing": png(chunk(b"eXIf", b"II*\0\xff\xff\xff\xff")),
         "crc": whole[:-5] + b"\0" + whole[-4:],
     }  # fmt: skip

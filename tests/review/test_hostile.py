@@ -1,7 +1,8 @@
-"""The service among files that mean harm: refused or read, in a sentence, with nothing else hurt."""
+"""The service among files that mean harm: refused or read, each in a sentence, and unhurt."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -11,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import bundle
-import hostile
 import pytest
 from serving import Served, new_case, send, serving, settled, uploads
 from sqlalchemy import select
 from store import person
 
+import hostile
 from commands import untouched
-from leukoscope.errors import UnreadableError
+from leukoscope.errors import LeukoscopeError, UnreadableError
 from leukoscope.review import files
 from leukoscope.review.api import PREFIX
 from leukoscope.review.blobs import Blobs
@@ -127,7 +128,9 @@ NOT_EMPTY = [name for name, data in hostile.images().items() if data]
 def test_images(fared: Fared, name: str, kind: str) -> None:
     upload = getattr(fared, kind)[name]
     _told(upload)
-    if name.startswith("no-image") or "bomb" in name:
+    if name == "no-image-archive.png":  # its content tells what it is
+        assert (upload["kind"], upload["state"]) == ("archive", "done")
+    elif name.startswith("no-image") or "bomb" in name:
         assert upload["state"] == "failed" and upload["width"] is None
     if name.startswith("polyglot"):
         assert upload["state"] == "done", upload
@@ -192,15 +195,17 @@ def test_a_polyglot_is_shown_as_the_picture_it_is(fared: Fared) -> None:
         assert "script-src 'self'" in answer.headers["content-security-policy"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../../etc/passwd", "..\\..\\boot.ini", "/etc/shadow", "C:\\con", "a\0b.png", "\x1b[2J.png", "",
-     " ", ".", "..", "/", "x" * 9_000, "‮gnp.exe", "\ud800.png", "a\nb.png"],
+NAMES = (
+    "../../etc/passwd", "..\\..\\boot.ini", "/etc/shadow", "C:\\con", "a\0b.png", "\x1b[2J.png",
+    "", " ", ".", "..", "/", "x" * 9_000, "\u202egnp.exe", "\ud800.png", "a\nb.png",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_names(fared: Fared, name: str) -> None:
     ada = fared.served.browser("ada")
     case = new_case(ada)
-    body = b'{"name": %s, "size": 5}' % _json(name)
+    body = b'{"name": %s, "size": 5}' % json.dumps(name).encode()
     answer = ada.post(f"{PREFIX}/cases/{case}/uploads", content=body,
                       headers={"Content-Type": "application/json"})  # fmt: skip
     if answer.status_code == 201:
@@ -208,12 +213,6 @@ def test_names(fared: Fared, name: str) -> None:
         assert 0 < len(said) <= 255 and said[0] != "/" and ".." not in said.split("/")
     else:
         assert answer.status_code == 422 and answer.json()["error"]["message"]
-
-
-def _json(text: str) -> bytes:
-    import json
-
-    return json.dumps(text).encode()
 
 
 # --- decoders that die ----------------------------------------------------------------------------
@@ -276,13 +275,15 @@ def mortal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def dying(
-    mortal: None, small_bundle: Path, migrated_sqlite: Path, tmp_path: Path  # noqa: ARG001
+    mortal: None,  # noqa: ARG001
+    small_bundle: Path,
+    migrated_sqlite: Path,
+    tmp_path: Path,
 ) -> Iterator[Served]:
     """A server of such decoders."""
     copy = tmp_path / "copy.db"
     copy.write_bytes(migrated_sqlite.read_bytes())
-    limits = {"decode_seconds": 1.0, "decode_cpu_seconds": 1, "decode_memory": 200_000_000}
-    with serving(small_bundle, f"sqlite:///{copy}", tmp_path / "f", **limits) as made:
+    with serving(small_bundle, f"sqlite:///{copy}", tmp_path / "f") as made:
         person(made.app.state.database, "ada", "administrator", None)
         yield made
 
@@ -293,7 +294,11 @@ def test_a_dying_decoder_costs_its_file_alone(dying: Served) -> None:
     for how in ("segfault", "killed", "exit"):
         send(ada, case, f"{how}.png", f"die {how} ".encode())
         send(ada, case, f"good-{how}.png", bundle.cell(seed=len(how)))
-    members = {"1.png": bundle.cell(seed=90), "die-segfault.png": b"x", "2.png": bundle.cell(seed=91)}
+    members = {
+        "1.png": bundle.cell(seed=90),
+        "die-segfault.png": b"x",
+        "2.png": bundle.cell(seed=91),
+    }
     send(ada, case, "some.zip", hostile.zipped(members))
     send(ada, case, "all.zip", hostile.zipped({f"die-exit-{n}.png": b"x" for n in range(9)}))
     assert len(settled(ada, case)) == 5
@@ -315,17 +320,19 @@ def test_how_decoders_end(how: str, mortal: None, tmp_path: Path) -> None:  # no
     path, good = tmp_path / "a.png", tmp_path / "good.png"
     path.write_bytes(f"die {how} ".encode())
     good.write_bytes(bundle.cell())
-    limits = Limits(cpu_seconds=1, seconds=10 if how == "busy" else 1, memory=200_000_000)
+    seconds = 1 if how in {"stopped", "asleep"} else 120
+    limits = Limits(cpu_seconds=1, seconds=seconds, memory=200_000_000)
     decoder = Decoder(limits, processes=1)
-    with pytest.raises(Exception, match="decoder|log has more|memory") as caught:
+    with pytest.raises(LeukoscopeError) as caught:
         decoder.pixels(path)
+    decoder.limits = Limits()
     assert SENTENCES[how] in str(caught.value)
     assert isinstance(caught.value, DecoderFailed) == (how not in {"swollen", "writing"})
     assert decoder.pixels(good).shape == (64, 64, 3)
     decoder.close()
-    assert not Path("written-by-a-decoder").exists() or not Path(
-        "written-by-a-decoder"
-    ).stat().st_size
+    assert (
+        not Path("written-by-a-decoder").exists() or not Path("written-by-a-decoder").stat().st_size
+    )
 
 
 def test_a_decoder_killed_while_idle_costs_no_file(tmp_path: Path) -> None:

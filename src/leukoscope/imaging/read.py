@@ -236,9 +236,12 @@ def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
     """Decode: upright uint8 RGB."""
     deep = _deep_colour(image, data)
     # The three common formats warn about nothing while decoding and so decode in parallel.
-    with contextlib.nullcontext() if image.format in {"JPEG", "PNG", "BMP"} else _quiet():
-        with _silent() if image.format == "TIFF" else contextlib.nullcontext():
-            image.load()
+    with contextlib.ExitStack() as quiet:
+        if image.format not in {"JPEG", "PNG", "BMP"}:
+            quiet.enter_context(_quiet())
+        if image.format == "TIFF":
+            quiet.enter_context(_silent())
+        image.load()
     if deep:
         image.im = None  # found whole, and decoded anew
         rgb = _decode_deep(data)

@@ -36,6 +36,7 @@ from leukoscope.review.untrusted import TOGETHER, Limits
 log = logging.getLogger("leukoscope.review")
 PROBLEM = "It can't be processed; the server's log has more"
 WORK = untrusted.work
+_START = 120.0  # seconds for a process to load its libraries
 _PATIENCE = 10.0  # seconds for a process to end that has hung up
 
 _way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -195,6 +196,7 @@ class _Process:
         with _starting, theirs, _nameless_main():
             self._process = _context.Process(target=WORK, args=given, daemon=True)
             self._process.start()
+        self.receive(_START)  # its start is no file's fault
 
     @property
     def alive(self) -> bool:

@@ -63,6 +63,7 @@ def work(connection: Connection, limits: str, contract: str) -> None:
     cv2.setNumThreads(1)  # there is a process a core
     _confine(allowed.memory)
     with contextlib.suppress(EOFError, ConnectionError):
+        connection.send_bytes(json.dumps({"ready": True, "parts": 0}).encode())
         while True:
             request = json.loads(connection.recv_bytes())
             _allow(allowed.cpu_seconds)
