@@ -67,7 +67,7 @@ def png(*middle: bytes, width: int = 8, height: int = 8, depth: int = 8, colour:
 
 
 def _pngs() -> dict[str, bytes]:
-    zeros = zlib.compress(b"\0" * 50_000_000, 9)
+    zeros = zlib.compress(b"\0" * 5_000_000, 9)
     whole = png()
     return {
         "bomb": png(width=20_000, height=20_000),
@@ -207,7 +207,7 @@ def _tiffs() -> dict[str, bytes]:
         "compression-jpeg": tiff(t259=(3, 1, 7)),
         "compression-lzw": tiff(t259=(3, 1, 5), data=b"\xff" * 999),
         "compression-fax": tiff(t259=(3, 1, 4), t258=(3, 1, 1), data=b"\x55" * 999),
-        "swells": tiff(t259=(3, 1, 8), data=zlib.compress(b"\0" * 50_000_000, 9)),
+        "swells": tiff(t259=(3, 1, 8), data=zlib.compress(b"\0" * 5_000_000, 9)),
         "description-of-gigabytes": tiff(t270=(2, 2**31 - 1, 8)),
         "sub-directory-loop": tiff(t330=(4, 1, 8), t34665=(4, 1, 8)),
         "type-unknown": tiff(t256=(99, 1, 8)),
@@ -320,7 +320,7 @@ def _disguised() -> dict[str, bytes]:
         "pickle.png": PICKLE,
         "array.png": array.getvalue(),
         "archive.png": zipped({"a.png": encoded("PNG")}),
-        "packed.jpg": gzip.compress(b"\0" * 10_000_000),
+        "packed.jpg": gzip.compress(b"\0" * 1_000_000),
         "film.jpg": b"\0\0\0\x20ftypavif" + b"\0" * 99,
         "icon.png": b"\0\0\x01\0\x01\0" + b"\xff" * 99,
         "photoshop.jpg": b"8BPS\0\x01" + b"\xff" * 99,
@@ -433,7 +433,7 @@ def archives() -> dict[str, bytes]:
     """All zips, by name."""
     one = zipped({"a.png": encoded("PNG")})
     stored = zipped({"a.png": encoded("PNG")}, zipfile.ZIP_STORED)
-    zeros = b"\0" * 30_000_000
+    zeros = b"\0" * 5_000_000
     return {
         "slips.zip": zipped({name: encoded("PNG", (20 + n, 20)) for n, name in enumerate(SLIPS)}),
         "links.zip": _link(),
@@ -441,8 +441,8 @@ def archives() -> dict[str, bytes]:
         "bomb-of-bzip2.zip": zipped({"a.png": zeros}, zipfile.ZIP_BZIP2),
         "bomb-of-lzma.zip": zipped({"a.png": zeros}, zipfile.ZIP_LZMA),
         "dictionary-of-gigabytes.zip": _dictionary(),
-        "many-bombs.zip": zipped({f"{n}.png": b"\0" * 5_000_000 for n in range(20)}),
-        "nested.zip": _nested(2),
+        "many-bombs.zip": zipped({f"{n}.png": b"\0" * 2_500_000 for n in range(20)}),
+        "nested.zip": _nested(1),
         "hostile-images.zip": zipped(images()),
         "encrypted.zip": _edited(one, _set(8, b"\x01")),
         "method-99.zip": _edited(one, _set(10, b"\x63\0")),

@@ -78,7 +78,7 @@ class Reader:
     @classmethod
     def load(cls, folder: Path, *, engine: str = "onnxruntime", images: int = 0) -> Reader:
         """A bundle from its folder; InputError where it is incomplete, damaged or tampered with."""
-        contract = contracts.read(folder)
+        contract = contracts.read(folder, sealed=True)
         # Its bytes, since ONNX Runtime takes no path that isn't UTF-8.
         graph = contracts.verify_graph(folder, contract).read_bytes()
         return cls(contract, graph, engine=engine, images=images)
