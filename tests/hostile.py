@@ -340,11 +340,11 @@ def _polyglots() -> dict[str, bytes]:
     whole = encoded("JPEG")
     return {
         "and-zip.jpg": whole + archive,
-        "and-zip.png": encoded("PNG") + archive,
+        "and-archive.png": encoded("PNG") + archive,
         "and-page.gif": encoded("GIF") + page,
         "and-script.gif": b"GIF89a/*" + encoded("GIF")[8:] + b"*/=1;alert(1)",
         "and-program.png": encoded("PNG") + b"<?php system($_GET[0]); ?>",
-        "and-page.jpg": whole[:2] + segment(0xFE, page) + whole[2:],
+        "and-html.jpg": whole[:2] + segment(0xFE, page) + whole[2:],
         "and-paper.jpg": whole[:2] + segment(0xFE, b"%PDF-1.7\n") + whole[2:],
         "and-pickle.bmp": encoded("BMP") + PICKLE,
         "and-drawing.png": png(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + LAUGHS)),

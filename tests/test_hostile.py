@@ -22,6 +22,7 @@ import pytest
 
 import hostile
 from commands import TINY, Made, call, done, picture, refused, state, untouched
+from leukoscope import api
 from leukoscope.bundle.contract import seal
 from leukoscope.data.index import load
 from leukoscope.data.layouts import BLOODMNIST
@@ -58,10 +59,10 @@ def said(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Said]
         table = pd.read_csv(out / "said.csv", keep_default_na=False)
         names = [Path(i).name for i in table["image"]]
         doors["predict"] = dict(zip(names, table["error"], strict=True))
-        for door in ("segment", "crop"):
-            answer = call(door, src, "-o", out / door, "--json")
-            assert answer.code == 0, answer
-            bad = {Path(e["image"]).name: e["why"] for e in json.loads(answer.out)["unreadable"]}
+        for door, function in (("segment", api.segment), ("crop", api.crop)):
+            bad = {
+                Path(e["image"]).name: e["why"] for e in function([src], out / door)["unreadable"]
+            }
             doors[door] = {name: bad.get(name, "") for name in hostile.images()}
     yield Said(doors)
 

@@ -188,7 +188,7 @@ def test_the_service_is_unhurt(fared: Fared) -> None:
 
 def test_a_polyglot_is_shown_as_the_picture_it_is(fared: Fared) -> None:
     ada = fared.served.browser("ada")
-    for name in ("polyglot-and-page.gif", "polyglot-and-script.gif", "polyglot-and-page.jpg"):
+    for name in ("polyglot-and-page.gif", "polyglot-and-script.gif", "polyglot-and-html.jpg"):
         answer = ada.get(f"{PREFIX}/uploads/{fared.alone[name]['id']}/image")
         assert answer.headers["content-type"] in {"image/gif", "image/jpeg"}
         assert answer.headers["x-content-type-options"] == "nosniff"

@@ -243,7 +243,7 @@ def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
             quiet.enter_context(_silent())
         image.load()
     if deep:
-        image.im = None  # found whole, and decoded anew
+        image.im = None  # type: ignore[assignment]  # found whole, and decoded anew
         rgb = _decode_deep(data)
     elif image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         rgb = np.repeat(_to_8_bit(np.asarray(image))[:, :, None], 3, axis=2)
