@@ -113,7 +113,7 @@ def untrained_bundles(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
         (folder / name).mkdir()
         (folder / name / contracts.GRAPH).write_bytes(own)
         model |= {"precision": name, "sha256": sha256_of(folder / name / contracts.GRAPH)}
-        write_json(folder / name / contracts.CONTRACT, stated)
+        write_json(folder / name / contracts.CONTRACT, contracts.seal(stated))
     return {name: folder / name for name in ("fp32", "int8")}
 
 

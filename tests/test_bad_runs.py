@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from commands import GARBAGE, TINY, Made, call, done, no_parts, picture, refused, state, untouched
+from leukoscope.bundle.contract import seal
 from leukoscope.files import held
 
 
@@ -125,7 +126,7 @@ def test_tampered_contracts(made: Made, tmp_path: Path, edit: str) -> None:
     bundle = copied(made.bundle, tmp_path)
     contract = json.loads((bundle / "contract.json").read_text())
     contract_edits()[edit](contract)
-    (bundle / "contract.json").write_text(json.dumps(contract))
+    (bundle / "contract.json").write_text(json.dumps(seal(contract)))
     image, out = picture(tmp_path / "x.png"), tmp_path / "said.csv"
     refused("predict", bundle, image, "-o", out)
     assert not out.exists()
@@ -136,7 +137,7 @@ def test_a_graph_of_another_size_than_its_contract(made: Made, tmp_path: Path) -
     contract = json.loads((bundle / "contract.json").read_text())
     contract["input"]["size"] = [64, 64]
     contract["preprocessing"] = [{"step": "resize", "size": 64}]
-    (bundle / "contract.json").write_text(json.dumps(contract))
+    (bundle / "contract.json").write_text(json.dumps(seal(contract)))
     said = refused("predict", bundle, picture(tmp_path / "x.png"), "-o", tmp_path / "said.csv")
     assert "doesn't fit its graph" in said
 
@@ -152,7 +153,7 @@ def test_tampered_graphs_and_folders_that_are_no_bundle(made: Made, tmp_path: Pa
     contract = json.loads((bundle / "contract.json").read_text())
     graph.write_bytes(b"garbage")
     contract["model"]["sha256"] = hashlib.sha256(b"garbage").hexdigest()
-    (bundle / "contract.json").write_text(json.dumps(contract))
+    (bundle / "contract.json").write_text(json.dumps(seal(contract)))
     assert "can't be loaded" in refused(*command)
     graph.unlink()
     assert "no bundle" in refused(*command)

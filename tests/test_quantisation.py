@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from commands import Made, done, make, no_parts, refused
+from leukoscope.bundle.contract import seal
 from leukoscope.bundle.inference import Reader
 from leukoscope.bundle.quantisation import correct_biases, quantised, simplified
 from leukoscope.compat import onnx_session
@@ -170,7 +171,7 @@ def test_a_bundle_that_this_processor_computes_otherwise_is_refused(
     Reader.load(there)
     stated = json.loads((there / "contract.json").read_text())
     stated["model"]["rehearsal"] = [x + 1 for x in stated["model"]["rehearsal"]]
-    (there / "contract.json").write_text(json.dumps(stated))
+    (there / "contract.json").write_text(json.dumps(seal(stated)))
     with pytest.raises(InputError, match="otherwise than where it was judged"):
         Reader.load(there)
 
@@ -180,7 +181,7 @@ def test_sets_calibrated_out_of_fold_stay(small: Made, tmp_path: Path) -> None:
     path = run / "model" / "contract.json"
     stated = json.loads(path.read_text())
     stated["prediction_sets"] |= {"out_of_fold": 200, "calibrated_on": 240}
-    path.write_text(json.dumps(stated))
+    path.write_text(json.dumps(seal(stated)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judged, "COST", 1.0)
         done("export", run, "-o", tmp_path / "int8", "--precision", "int8")

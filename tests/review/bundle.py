@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 from store import CLASSES, contract
 
-from leukoscope.bundle.contract import CONTRACT, GRAPH
+from leukoscope.bundle.contract import CONTRACT, GRAPH, seal
 from leukoscope.evaluate import novelty
 from leukoscope.files import write_json
 
@@ -42,7 +42,7 @@ def make(folder: Path, name: str = "small", weight: np.ndarray = _WEIGHT) -> Pat
         "validation": {"n": 100, "mean_confidence": 0.9, "sd_confidence": 0.1},
     }
     plain["model"]["sha256"] = hashlib.sha256(graph).hexdigest()
-    write_json(folder / CONTRACT, plain)
+    write_json(folder / CONTRACT, seal(plain))
     return folder
 
 

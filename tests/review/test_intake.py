@@ -21,17 +21,16 @@ from leukoscope.imaging.read import read_image
 from leukoscope.review import files, intake
 from leukoscope.review.api import PREFIX
 from leukoscope.review.blobs import Blobs
-from leukoscope.review.settings import Settings
+from leukoscope.review.decoding import Decoder
+from leukoscope.review.untrusted import Limits
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return Blobs(tmp_path / "store")
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(bundle=tmp_path, file_bytes=100_000, archive_bytes=300_000, archive_members=5)
+def blobs(tmp_path: Path) -> Iterator[Blobs]:
+    limits = Limits(file_bytes=100_000, archive_bytes=300_000, members=5)
+    decoder = Decoder(limits, processes=1)
+    yield Blobs(tmp_path / "store", decoder)
+    decoder.close()
 
 
 @pytest.fixture
@@ -186,16 +185,14 @@ def test_cells_of_a_field_lie_where_they_are_said_to(served: Served) -> None:
         (b"PK\x03\x04", "damaged"),
     ],
 )
-def test_archives_beyond_the_limits(
-    data: bytes, why: str, blobs: Blobs, settings: Settings, tmp_path: Path
-) -> None:
+def test_archives_beyond_the_limits(data: bytes, why: str, blobs: Blobs, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     path.write_bytes(data)
     with pytest.raises(UnreadableError, match=why):
-        list(files.members(path, blobs, settings))
+        list(files.members(path, blobs))
 
 
-def test_members_of_an_archive(blobs: Blobs, settings: Settings, tmp_path: Path) -> None:
+def test_members_of_an_archive(blobs: Blobs, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     members = {
         "../../../tmp/evil.png": b"evil",
@@ -205,7 +202,7 @@ def test_members_of_an_archive(blobs: Blobs, settings: Settings, tmp_path: Path)
         "__MACOSX/._a.png": b"x",
     }
     path.write_bytes(zipped(**members))
-    found = {member.name: member for member in files.members(path, blobs, settings)}
+    found = {member.name: member for member in files.members(path, blobs)}
     assert set(found) == {"tmp/evil.png", "inner.zip", "big.png", "empty.png"}
     assert blobs.path(str(found["tmp/evil.png"].sha256)).read_bytes() == b"evil"
     assert "zip inside a zip" in found["inner.zip"].error
@@ -214,33 +211,29 @@ def test_members_of_an_archive(blobs: Blobs, settings: Settings, tmp_path: Path)
     assert not list(blobs.incoming.iterdir())
 
 
-def test_a_zip_bomb_is_stopped_while_it_unpacks(
-    blobs: Blobs, settings: Settings, tmp_path: Path
-) -> None:
+def test_a_zip_bomb_is_stopped_while_it_unpacks(blobs: Blobs, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    generous = settings.model_copy(update={"file_bytes": 10**8, "archive_bytes": 10**8})
+    blobs.decoder.limits = Limits(file_bytes=10**8, archive_bytes=10**8)
     path.write_bytes(zipped(**{"a.png": b"\0" * 50_000_000}))
-    (member,) = files.members(path, blobs, generous)
+    (member,) = files.members(path, blobs)
     assert "200 times" in member.error and member.sha256 is None
 
 
-def test_encrypted_and_damaged_members(blobs: Blobs, settings: Settings, tmp_path: Path) -> None:
+def test_encrypted_and_damaged_members(blobs: Blobs, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     data = bytearray(zipped(**{"a.png": b"some bytes that don't shrink"}))
     encrypted = data.copy()
     encrypted[6] |= 1
     encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(encrypted)
-    assert "encrypted" in next(files.members(path, blobs, settings)).error
+    assert "encrypted" in next(files.members(path, blobs)).error
     data[40] ^= 0xFF
     path.write_bytes(data)
-    assert "damaged" in next(files.members(path, blobs, settings)).error
+    assert "damaged" in next(files.members(path, blobs)).error
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
-def test_a_damaged_member_spoils_nothing_else(
-    method: int, blobs: Blobs, settings: Settings, tmp_path: Path
-) -> None:
+def test_a_damaged_member_spoils_nothing_else(method: int, blobs: Blobs, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("bad.png", bytes(range(256)) * 20)
@@ -248,19 +241,17 @@ def test_a_damaged_member_spoils_nothing_else(
     data = bytearray(path.read_bytes())
     data[37:60] = b"\xff" * 23
     path.write_bytes(data)
-    bad, good = files.members(path, blobs, settings)
+    bad, good = files.members(path, blobs)
     assert bad.sha256 is None and bad.error
     assert good.sha256 and not list(blobs.incoming.iterdir())
 
 
-def test_the_list_of_an_archive_is_bounded(
-    blobs: Blobs, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_list_of_an_archive_is_bounded(blobs: Blobs, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    path.write_bytes(zipped(**{f"{n}.png": b"x" for n in range(5)}))
-    monkeypatch.setattr(files, "DIRECTORY_BYTES", 200)
+    path.write_bytes(zipped(**{f"{n}{'x' * 900}.png": b"x" for n in range(5)}))
+    blobs.decoder.limits = Limits(members=1)
     with pytest.raises(UnreadableError, match="damaged"):
-        list(files.members(path, blobs, settings))
+        list(files.members(path, blobs))
 
 
 def test_an_upload_survives_a_database_that_fails_when_it_is_noted(

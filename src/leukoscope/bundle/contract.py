@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +19,7 @@ from pydantic import (
 
 from leukoscope.errors import InputError
 from leukoscope.evaluate.calibration import TEMPERATURES
-from leukoscope.files import read_json, sha256_of
+from leukoscope.files import plain, read_json, sha256_of, write_json
 from leukoscope.imaging.pipeline import check as check_chain
 from leukoscope.tables import Table
 
@@ -129,7 +132,7 @@ class Network(Table):
     classifies: bool = True
     mean: Channels
     std: Spreads
-    file: str = "model.safetensors"
+    file: Annotated[str, Field(pattern=r"^\w[\w.-]*\.safetensors$")] = "model.safetensors"
     sha256: str = ""
 
 
@@ -191,11 +194,28 @@ class Contract(Table):
         return self
 
 
-def read(folder: Path) -> Contract:
-    """The checked contract in a bundle's or a run's model folder; InputError otherwise."""
+def seal(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """A contract's plain data with `sha256`, that of all the rest, so that no edit goes unseen."""
+    rest = {key: value for key, value in plain(dict(stated)).items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True)
+    return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def write(contract: Contract, folder: Path) -> None:
+    """Write the contract, sealed, into a bundle's or a run's model folder."""
+    write_json(folder / CONTRACT, seal(contract.model_dump()))
+
+
+def read(folder: Path, *, sealed: bool = False) -> Contract:
+    """The checked contract in a bundle's or a run's model folder; InputError otherwise.
+
+    `sealed`: one without its own checksum is refused too, as every bundle's has it.
+    """
     path = _present(folder, CONTRACT)
+    stated = read_json(path)
+    checksum = stated.pop("sha256", None) if isinstance(stated, dict) else None
     try:
-        contract = Contract.model_validate(read_json(path))
+        contract = Contract.model_validate(stated)
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(map(str, first["loc"])) or "contract"
@@ -205,6 +225,13 @@ def read(folder: Path) -> Contract:
             field=where,
         ) from None
     check_chain(contract.preprocessing)
+    if (sealed or checksum is not None) and checksum != seal(stated)["sha256"]:
+        raise InputError(
+            f"{path} was changed after it was written (its own SHA-256 "
+            f"{'is missing' if checksum is None else 'differs'})",
+            fix="Export the bundle again, or get it anew from its source.",
+            field="bundle",
+        )
     return contract
 
 

@@ -79,7 +79,7 @@ class Reader:
     @classmethod
     def load(cls, folder: Path, *, engine: str = "onnxruntime", images: int = 0) -> Reader:
         """A bundle from its folder; InputError where it is incomplete, damaged or tampered with."""
-        contract = contracts.read(folder)
+        contract = contracts.read(folder, sealed=True)
         # Its bytes, since ONNX Runtime takes no path that isn't UTF-8.
         graph = contracts.verify_graph(folder, contract).read_bytes()
         return cls(contract, graph, engine=engine, images=images)
@@ -128,19 +128,7 @@ class Reader:
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) to float32 (3, h, w): preprocessing chain, then mean and std."""
-        require_rgb(image)
-        pixels = image
-        for step in self.contract.preprocessing:  # checked when the bundle was loaded
-            settings = {key: value for key, value in step.items() if key != "step"}
-            pixels = transforms[step["step"]](pixels, **settings)
-        if pixels.shape[:2] != tuple(self.contract.input.size):
-            raise InputError(
-                f"The preprocessing chain gives {pixels.shape[0]}x{pixels.shape[1]}, the model "
-                f"takes {self.contract.input.size[0]}x{self.contract.input.size[1]}",
-                fix="Export the bundle again.",
-                field="preprocessing",
-            )
-        return normalise(pixels, self.contract.input.mean, self.contract.input.std)
+        return prepare(image, self.contract)
 
     def run(self, images: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """Chosen outputs of the graph for (n, 3, h, w) prepared images."""
@@ -210,6 +198,23 @@ class Reader:
             yield path, Answers(said.probs[row], said.sets[row], said.novelty[row],
                                 said.features[row])  # fmt: skip
             place += 1
+
+
+def prepare(image: np.ndarray, contract: Contract) -> np.ndarray:
+    """uint8 RGB (H, W, 3) to float32 (3, h, w) as a contract says: chain, then mean and std."""
+    require_rgb(image)
+    pixels = image
+    for step in contract.preprocessing:  # checked when the contract was read
+        settings = {key: value for key, value in step.items() if key != "step"}
+        pixels = transforms[step["step"]](pixels, **settings)
+    if pixels.shape[:2] != tuple(contract.input.size):
+        raise InputError(
+            f"The preprocessing chain gives {pixels.shape[0]}x{pixels.shape[1]}, the model "
+            f"takes {contract.input.size[0]}x{contract.input.size[1]}",
+            fix="Export the bundle again.",
+            field="preprocessing",
+        )
+    return normalise(pixels, contract.input.mean, contract.input.std)
 
 
 def noise(size: tuple[int, int]) -> np.ndarray:

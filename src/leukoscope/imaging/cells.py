@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
-from leukoscope.errors import InputError
+from leukoscope.errors import InputError, UnreadableError
 from leukoscope.imaging.pipeline import require_rgb
 from leukoscope.imaging.segmentation import equivalent_diameter, nuclear_dye, nucleus
 
@@ -19,6 +20,8 @@ LOBE_GAP = 0.25
 """Nuclei closer than this are lobes of one, in diameters of the field's largest component."""
 CYTOPLASM = 0.3
 """What cytoplasm adds to the extent of a nucleus, relative to its longer side."""
+MOST = 5_000
+"""Nuclei of a field: more are no smear, and each costs whoever crops and reads it."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,31 @@ class Box:
         return common / (self.area + other.area - common)
 
 
-def find_cells(field: np.ndarray) -> list[Box]:
+def find_cells(field: np.ndarray, most: int = MOST) -> list[Box]:
     """Boxes of the whole white cells in a field, uint8 RGB (H, W, 3), by row, then column.
 
     Nuclei are segmented, lobes of one nucleus joined, nuclei that touch separated, and each is
     widened to its cell. No scale is assumed; without nuclei the list is empty. Raises InputError
-    for another kind of image.
+    for another kind of image, UnreadableError, with the reason alone, for more than `most` nuclei.
     """
-    labels = _nuclei(field)
-    boxes = [box_of(labels == label) for label in np.unique(labels[labels > 0])]
+    boxes = list(_boxes(_nuclei(field, most)).values())
+    if len(boxes) > most:
+        raise _too_many(len(boxes), most)
     return sorted(boxes, key=lambda box: (box.y, box.x))
+
+
+def _too_many(found: int, most: int) -> UnreadableError:
+    return UnreadableError(
+        f"it shows {found:,} nuclei, more than the {most:,} allowed in one field",
+        fix="Cut it into smaller fields.",
+    )
 
 
 def main_nucleus(image: np.ndarray) -> np.ndarray:
     """The nucleus, bool (H, W), of the cell that a single-cell image, uint8 RGB (H, W, 3), shows.
 
     Of the nuclei of `find_cells` the one with the largest `box_of`, of equals the one nearest to
-    the middle; False everywhere where none is found. Raises InputError for another kind of image.
+    the middle; False everywhere where none is found. Raises what `find_cells` does.
     """
     return _main(_nuclei(image))
 
@@ -71,13 +82,24 @@ def main_of(mask: np.ndarray) -> np.ndarray:
 def _main(labels: np.ndarray) -> np.ndarray:
     height, width = labels.shape
 
-    def rank(label: int) -> tuple[int, float]:
-        box = box_of(labels == label)
+    def rank(numbered: tuple[int, Box]) -> tuple[int, float]:
+        box = numbered[1]
         across, down = box.x + box.width / 2 - width / 2, box.y + box.height / 2 - height / 2
         return box.area, -(across**2 + down**2)
 
     # No pixel has label -1.
-    return labels == max(np.unique(labels[labels > 0]).tolist(), key=rank, default=-1)
+    best, _ = max(_boxes(labels).items(), key=rank, default=(-1, None))
+    return labels == best
+
+
+def _boxes(labels: np.ndarray) -> dict[int, Box]:
+    """The cell's box around each nucleus of labels (H, W), by label, in one pass over them."""
+    places = enumerate(ndimage.find_objects(labels), start=1)
+    return {
+        label: _around(at[1].start, at[0].start, at[1].stop, at[0].stop, labels.shape)
+        for label, at in places
+        if at is not None
+    }
 
 
 def main_cell(image: np.ndarray) -> Box:
@@ -97,11 +119,17 @@ def box_of(nucleus: np.ndarray) -> Box:
     x, y, width, height = cv2.boundingRect(nucleus.astype(np.uint8))
     if width == 0:
         return Box(0, 0, nucleus.shape[1], nucleus.shape[0])
+    return _around(x, y, x + width, y + height, nucleus.shape)
+
+
+def _around(x: int, y: int, last_x: int, last_y: int, shape: tuple[int, ...]) -> Box:
+    """`box_of` a nucleus from its first pixel to just past its last one, in an image (H, W)."""
+    width, height = last_x - x, last_y - y
     longer = max(width, height)
     across = max(width, 0.75 * longer) + CYTOPLASM * longer
     down = max(height, 0.75 * longer) + CYTOPLASM * longer
     left, top = x + (width - across) / 2, y + (height - down) / 2
-    limits = nucleus.shape[::-1] * 2
+    limits = shape[::-1] * 2
     corners = np.rint([left, top, left + across, top + down]).clip(0, limits).astype(int)
     first_x, first_y, last_x, last_y = corners.tolist()
     return Box(first_x, first_y, last_x - first_x, last_y - first_y)
@@ -147,46 +175,55 @@ def _cut(field: np.ndarray, box: Box) -> np.ndarray:
 def _with_contrast(mask: np.ndarray, dye: np.ndarray) -> np.ndarray:
     """The components of a mask 0/255 whose mean dye is a nucleus's; 0/1."""
     count, labels = cv2.connectedComponents(mask)
-    flat = labels.ravel()
-    sizes = np.bincount(flat, minlength=count)
-    mean = np.bincount(flat, weights=dye.ravel(), minlength=count) / np.maximum(sizes, 1)
+    sizes, total = np.zeros(count), np.zeros(count)
+    for row in range(0, len(labels), 512):  # which takes 8 bytes a pixel for what it counts
+        part, values = labels[row : row + 512].ravel(), dye[row : row + 512].ravel()
+        sizes += np.bincount(part, minlength=count)
+        total += np.bincount(part, weights=values, minlength=count)
+    mean = total / np.maximum(sizes, 1)
     mean[0] = 0
     return (mean >= NUCLEAR_CONTRAST)[labels].astype(np.uint8)
 
 
-def _nuclei(field: np.ndarray) -> np.ndarray:
+def _nuclei(field: np.ndarray, most: int = MOST) -> np.ndarray:
     """A label for each nucleus of uint8 RGB (H, W, 3), as `_joined` gives them."""
     require_rgb(field)
-    return _joined(_with_contrast(nucleus(field), nuclear_dye(field)))
+    return _joined(_with_contrast(nucleus(field), nuclear_dye(field)), most)
 
 
-def _joined(mask: np.ndarray) -> np.ndarray:
+def _joined(mask: np.ndarray, most: int = MOST) -> np.ndarray:
     """A label for each nucleus (H, W): lobes of one joined, touching ones separated; 0 outside."""
     count, parts, stats, _ = cv2.connectedComponentsWithStats(mask)
     areas = stats[1:, cv2.CC_STAT_AREA]
     if count < 2:
         return parts
+    if count - 1 > 4 * most:  # lobes of one nucleus are counted once they are joined
+        raise _too_many(count - 1, most)
     away = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
     reach = LOBE_GAP / 2 * equivalent_diameter(areas.max())
-    _, labels = cv2.connectedComponents((away <= reach).astype(np.uint8))
+    labelled, labels = cv2.connectedComponents((away <= reach).astype(np.uint8))
     labels[mask == 0] = 0
     # Lobes look like touching nuclei; only against a field's typical size is one too large.
     typical = float(np.median(areas)) if len(areas) >= 3 else np.inf
     for part in np.flatnonzero(areas > 1.6 * typical) + 1:
-        _separate(labels, parts == part)
+        x, y, width, height, _ = stats[part].tolist()
+        # With the rim around it, from which depth is measured.
+        window = slice(max(0, y - 1), y + height + 1), slice(max(0, x - 1), x + width + 1)
+        labelled = _separate(labels[window], parts[window] == part, labelled)
     return labels
 
 
-def _separate(labels: np.ndarray, inside: np.ndarray) -> None:
-    """Give each of the touching round bodies in `inside` its own label, in place."""
+def _separate(labels: np.ndarray, inside: np.ndarray, unused: int) -> int:
+    """Give each of the touching round bodies in `inside` its own label from `unused` on, in place;
+    the next unused label."""
     depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 5)
     bodies, cores = cv2.connectedComponents((depth > 0.7 * depth.max()).astype(np.uint8))
     if bodies < 3:
-        return
-    # Every pixel belongs to the nearest core.
-    distances = [
-        cv2.distanceTransform((cores != body).astype(np.uint8), cv2.DIST_L2, 5)
-        for body in range(1, bodies)
-    ]
-    nearest = np.argmin(distances, axis=0)
-    labels[inside] = labels.max() + 1 + nearest[inside]
+        return unused
+    # Every pixel belongs to the nearest core, which OpenCV numbers in an order of its own.
+    outside = (cores == 0).astype(np.uint8)
+    _, nearest = cv2.distanceTransformWithLabels(
+        outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP
+    )
+    labels[inside] = unused - 1 + nearest[inside]
+    return unused + bodies - 1

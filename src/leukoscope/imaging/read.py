@@ -25,6 +25,8 @@ import contextlib
 import functools
 import importlib
 import io
+import logging
+import os
 import stat
 import threading
 import warnings
@@ -55,6 +57,10 @@ _MAGIC = {
 _ORIENTATION = 0x0112  # EXIF
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF
 _AGAIN = "Fetch or export the file again."
+SCANS = 500
+"""Passes over a JPEG's pixels; progressive files have about ten, and each costs as much as one."""
+# Its remarks on damaged files; what is wrong with a file is ours to say.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 # Python's warning filters and Pillow's size limit belong to the whole process: one at a time.
 _lock = threading.Lock()
 
@@ -109,6 +115,10 @@ def read_bytes_image(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarra
     """
     if not data:
         raise UnreadableError("the file is empty", fix=_AGAIN)
+    if data.startswith(b"\xff\xd8\xff") and (scans := data.count(b"\xff\xda")) > SCANS:
+        raise UnreadableError(
+            f"the JPEG file has {scans:,} scans, more than the {SCANS} allowed", fix=_AGAIN
+        )
     plain = _plain_jpeg(data, max_pixels)
     if plain is not None:
         return plain
@@ -122,10 +132,17 @@ def read_bytes_image(data: bytes, *, max_pixels: int = 100_000_000) -> np.ndarra
         name = image.format or "image"
         try:
             return _pixels(image, data)
-        except UnreadableError:
+        except (UnreadableError, MemoryError):
             raise
         except Exception as problem:  # noqa: BLE001 - decoders raise nearly anything
             raise UnreadableError(_reason(name, problem), fix=_AGAIN) from None
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 RGB (H, W, 3) as a PNG, the same bytes for the same pixels."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=3)
+    return out.getvalue()
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
@@ -205,13 +222,36 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """libtiff writes what it thinks of a damaged file to stderr, past Python."""
+    try:
+        usual = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(usual, 2)
+        os.close(usual)
+        os.close(nowhere)
+
+
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
     """Decode: upright uint8 RGB."""
     deep = _deep_colour(image, data)
     # The three common formats warn about nothing while decoding and so decode in parallel.
-    with contextlib.nullcontext() if image.format in {"JPEG", "PNG", "BMP"} else _quiet():
+    with contextlib.ExitStack() as quiet:
+        if image.format not in {"JPEG", "PNG", "BMP"}:
+            quiet.enter_context(_quiet())
+        if image.format == "TIFF":
+            quiet.enter_context(_silent())
         image.load()
     if deep:
+        image.im = None  # type: ignore[assignment]  # found whole, and decoded anew
         rgb = _decode_deep(data)
     elif image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         rgb = np.repeat(_to_8_bit(np.asarray(image))[:, :, None], 3, axis=2)
@@ -256,17 +296,22 @@ def _decode_deep(data: bytes) -> np.ndarray:
     if stored is None or stored.dtype != np.uint16 or stored.ndim != 3:
         raise ValueError("16-bit colour of an unknown kind")
     order = [2, 1, 0, 3][: stored.shape[2]]
-    image = Image.fromarray(np.ascontiguousarray(_to_8_bit(stored)[:, :, order]))
+    grey, stored = _to_8_bit(stored)[:, :, order], None
+    image = Image.fromarray(np.ascontiguousarray(grey))
     return _on_white(image) if image.mode == "RGBA" else np.array(image)
 
 
 def _to_8_bit(stored: np.ndarray) -> np.ndarray:
-    return ((stored.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    grey = np.empty(stored.shape, np.uint8)
+    for row in range(0, len(stored), 256):  # a copy of all of it in 32 bits would be gigabytes
+        grey[row : row + 256] = (stored[row : row + 256].astype(np.uint32) + 128) // 257
+    return grey
 
 
 def _on_white(image: Image.Image) -> np.ndarray:
     white = Image.new("RGBA", image.size, "white")
-    return np.array(Image.alpha_composite(white, image).convert("RGB"))
+    white.alpha_composite(image)
+    return np.array(white.convert("RGB"))
 
 
 def _orientation(image: Image.Image) -> int:

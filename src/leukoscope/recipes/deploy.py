@@ -21,15 +21,7 @@ from leukoscope.data.index import CellIndex
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.evaluate.calibration import fit_conformal, fit_temperature, softmax
 from leukoscope.evaluate.novelty import fit as fit_novelty
-from leukoscope.files import (
-    atomic,
-    output_folder,
-    read_json,
-    sha256_of,
-    sweep,
-    write_json,
-    write_text,
-)
+from leukoscope.files import atomic, output_folder, read_json, sha256_of, sweep, write_text
 from leukoscope.models import classical, joined
 from leukoscope.models.classifier import Classifier, build, gives_heat_maps
 from leukoscope.models.graph import classifier_graph, to_onnx
@@ -165,8 +157,7 @@ def save_model(learned: Learned, contract: Contract, folder: Path) -> None:
         classical.save(learned.stage, folder / STAGE)
         stated["classical"] = sha256_of(folder / STAGE)
     model = contract.model.model_copy(update=stated)
-    write_json(folder / contracts.CONTRACT,
-               contract.model_copy(update={"model": model}).model_dump())  # fmt: skip
+    contracts.write(contract.model_copy(update={"model": model}), folder)
 
 
 def load_model(run: Path) -> tuple[Learned, Contract]:
@@ -262,7 +253,7 @@ def export(run: Path, out: Path, *, precision: str = "fp32") -> Path:
     contract = contract.model_copy(
         update={"model": contract.model.model_copy(update={"sha256": digest})}
     )
-    write_json(folder / contracts.CONTRACT, contract.model_dump())
+    contracts.write(contract, folder)
     write_text(folder / "README.md", card.render(contract, described))
     return folder
 

@@ -26,6 +26,7 @@ from leukoscope.review import accounts, api, cases, intake, pages
 from leukoscope.review.api import errors
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
+from leukoscope.review.decoding import Decoder
 from leukoscope.review.problems import Unauthenticated
 from leukoscope.review.references import References
 from leukoscope.review.security import Attempts, Guard, secret_of
@@ -69,11 +70,12 @@ def create_app(settings: Settings) -> FastAPI:
     state.settings, state.database, state.reader, state.model_id = (
         settings, database, reader, model.id,
     )  # fmt: skip
-    state.lock, state.blobs = lock, Blobs(settings.folder, settings.image_pixels)
+    state.lock, state.decoder = lock, Decoder(settings.limits, reader.contract)
+    state.blobs = Blobs(settings.folder, state.decoder)
     with database.read() as session:
         state.blobs.tidy(intake.receiving(session))
     state.jobs = Worker(settings, database, reader, model.id, state.blobs)
-    state.references = References(settings.references, reader, settings.image_pixels)
+    state.references = References(settings.references, reader, state.decoder)
     state.secret, state.attempts = secret_of(settings.folder), Attempts()
     state.welcome = f"{settings.address}/welcome/{first}" if first else None
     app.include_router(api.router)
@@ -90,11 +92,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.decoder.warm()
     app.state.jobs.start()
     try:
         yield
     finally:
         app.state.jobs.stop()
+        app.state.decoder.close()
         app.state.database.close()
         os.close(app.state.lock)
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from leukoscope.errors import InputError
 from leukoscope.files import atomic, explain_os_errors, output_folder, sha256_of, sync_folder
-from leukoscope.imaging.read import read_bytes, read_bytes_image
+from leukoscope.review.decoding import Decoder
 from leukoscope.review.problems import NotFound
 
 THUMBNAILS = (96, 256)
@@ -22,13 +20,16 @@ _SHOWN = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "imag
 
 
 class Blobs:
-    """Content-addressed files in a folder (final): `blobs/ab/abcd…`, `derived/…` can be deleted."""
+    """Content-addressed files in a folder (final): `blobs/ab/abcd…`, `derived/…` can be deleted.
 
-    def __init__(self, folder: Path, max_pixels: int = 100_000_000) -> None:
+    `decoder` looks into them.
+    """
+
+    def __init__(self, folder: Path, decoder: Decoder | None = None) -> None:
         self.folder = output_folder(folder / "blobs")
         self.derived = output_folder(folder / "derived")
         self.incoming = output_folder(folder / "incoming")
-        self.max_pixels = max_pixels
+        self.decoder = decoder or Decoder()
 
     def path(self, sha256: str) -> Path:
         """Where the bytes of that hash lie; NotFound where they don't."""
@@ -68,8 +69,7 @@ class Blobs:
 
     def pixels(self, sha256: str) -> np.ndarray:
         """The image, uint8 RGB (H, W, 3); UnreadableError, with the reason alone, if it is none."""
-        data = read_bytes(self.path(sha256), max_pixels=self.max_pixels)
-        return read_bytes_image(data, max_pixels=self.max_pixels)
+        return self.decoder.pixels(self.path(sha256))
 
     def thumbnail(self, sha256: str, size: int) -> Path:
         """A WebP whose longer side is at most `size`, one of THUMBNAILS, made once."""
@@ -77,14 +77,8 @@ class Blobs:
             raise InputError(
                 f"A thumbnail has {' or '.join(map(str, THUMBNAILS))} px, not {size}", field="size"
             )
-        return self.derive(f"{size}", sha256, ".webp", lambda: self._small(sha256, size))
-
-    def _small(self, sha256: str, size: int) -> bytes:
-        image = Image.fromarray(self.pixels(sha256))
-        image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        image.save(out, "WEBP", quality=88, method=2)
-        return out.getvalue()
+        make = self.decoder.picture
+        return self.derive(f"{size}", sha256, ".webp", lambda: make(self.path(sha256), size))
 
     def shown(self, sha256: str) -> tuple[Path, str]:
         """The image as a browser can show it, and its media type: the file itself, or a PNG."""
@@ -94,7 +88,7 @@ class Blobs:
         kind = next((kind for magic, kind in _SHOWN.items() if head.startswith(magic)), None)
         if kind:
             return path, kind
-        made = self.derive("shown", sha256, ".png", lambda: png(self.pixels(sha256)))
+        made = self.derive("shown", sha256, ".png", lambda: self.decoder.picture(path))
         return made, "image/png"
 
     def derive(self, kind: str, name: str, suffix: str, make: Callable[[], bytes]) -> Path:
@@ -125,13 +119,6 @@ def _whole(place: Path, size: int) -> bool:
         return False
     sync_folder(place.parent)
     return True
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """uint8 RGB (H, W, 3) as a PNG, the same bytes for the same pixels."""
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", compress_level=3)
-    return out.getvalue()
 
 
 def free_bytes(folder: Path) -> int:

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
-import lzma
 import secrets
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from leukoscope.errors import InputError, UnreadableError
+from leukoscope.errors import UnreadableError
 from leukoscope.imaging import cells as imaging_cells
-from leukoscope.review.blobs import Blobs
-from leukoscope.review.problems import text
-from leukoscope.review.settings import Settings
+from leukoscope.review.problems import DecoderFailed, clean
 
-log = logging.getLogger("leukoscope.review")
-RATIO = 200
-"""How many times its packed size a member may have; images hardly shrink at all."""
-DIRECTORY_BYTES = 10_000_000
-"""The longest list of files of an archive: it is read whole before they can be counted."""
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
-_PIECE = 1_000_000
-_IGNORED = {"thumbs.db", "desktop.ini", ".ds_store"}
+if TYPE_CHECKING:
+    from leukoscope.review.blobs import Blobs
+
 # Of `shows`: how much longer than wide a square may be; by how many of its largest cells across a
 # picture is filled, or too far away; how far from its middle, in its sides, a centred cell may lie.
 SQUARE, FILLED, FILLED_OBLONG, FARTHEST, CENTRED, MOST_NEIGHBOURS = 1.2, 1.5, 2.0, 8.0, 0.1, 5
 
-
-def clean(name: str) -> str:
-    """A name to show: its path without steps upwards, from the end where it is long."""
-    parts = [p for p in name.replace("\\", "/").split("/") if p.strip() not in {"", ".", ".."}]
-    return text("/".join(parts)[-255:], "name", least=1, most=255)
+CRASHES = 3
+"""Decoders that one archive may cost before the rest of it is given up."""
 
 
 # --- archives -------------------------------------------------------------------------------------
@@ -54,6 +38,7 @@ class Member:
     size: int
     sha256: str | None
     error: str = ""
+    crashed: bool = False
 
 
 def is_archive(path: Path) -> bool:
@@ -62,103 +47,58 @@ def is_archive(path: Path) -> bool:
         return handle.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
 
 
-def members(path: Path, blobs: Blobs, settings: Settings) -> Iterator[Member]:
-    """Store the files of a zip, one by one, none larger than it may be.
+def members(path: Path, blobs: Blobs) -> Iterator[Member]:
+    """Store the files of a zip, one by one, within the limits of the store's decoder.
 
-    Raises UnreadableError where the whole archive can't be used: damaged, too many files, too many
-    bytes. What is wrong with one file stands in it.
+    Raises UnreadableError where the whole archive can't be used. What is wrong with one file, its
+    decoder's crash included, stands in it.
     """
-    source = _Bounded(path.open("rb", buffering=0))
-    try:
-        archive = zipfile.ZipFile(source)
-    except (*_DAMAGED, OSError, NotImplementedError):
-        source.close()
-        raise UnreadableError("the zip is damaged", fix="Make it anew.") from None
-    with source, archive:
-        infos = [one for one in archive.infolist() if not _ignored(one)]
-        _check_sizes(infos, settings)
-        total = 0
-        for place, info in enumerate(infos):
-            member = _unpack(archive, info, place, blobs, settings)
-            total += member.size
-            if total > settings.archive_bytes:  # sizes in a zip's list may lie
-                raise UnreadableError(
-                    f"the zip holds more than {settings.archive_bytes:,} bytes", fix="Divide it."
-                )
-            yield member
+    known: dict[int, str] = {}
+    start = total = 0
+    for attempt in range(CRASHES):
+        try:
+            for member in _members(path, blobs, start, known):
+                total += member.size
+                if total > blobs.decoder.limits.archive_bytes:  # sizes in a zip's list may lie
+                    raise UnreadableError(
+                        f"the zip holds more than {blobs.decoder.limits.archive_bytes:,} bytes",
+                        fix="Divide it.",
+                    )
+                yield member
+                start = member.place + 1
+        except DecoderFailed as problem:
+            if start not in known or attempt + 1 == CRASHES:
+                raise
+            yield Member(start, known[start], 0, None, problem.message, crashed=True)
+            start += 1
+        else:
+            return
 
 
-class _Bounded(io.BufferedReader):
-    """A file of which no long piece is read at once, whatever length it says its list has."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > DIRECTORY_BYTES:
-            raise zipfile.BadZipFile(f"a list of {size:,} bytes")
-        return super().read(size)
-
-
-def _ignored(info: zipfile.ZipInfo) -> bool:
-    parts = PurePosixPath(info.filename.replace("\\", "/").lower()).parts
-    return info.is_dir() or not parts or parts[-1] in _IGNORED or "__macosx" in parts
-
-
-def _check_sizes(infos: list[zipfile.ZipInfo], settings: Settings) -> None:
-    if not infos:
-        raise UnreadableError("the zip holds no files", fix="Pack images into it.")
-    if len(infos) > settings.archive_members:
-        raise UnreadableError(
-            f"the zip holds {len(infos):,} files; allowed: {settings.archive_members:,}",
-            fix="Divide it.",
-        )
-    total = sum(info.file_size for info in infos)
-    if total > settings.archive_bytes:
-        raise UnreadableError(
-            f"the zip holds {total:,} bytes; allowed: {settings.archive_bytes:,}", fix="Divide it."
-        )
-
-
-def _unpack(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: int, blobs: Blobs, settings: Settings
-) -> Member:
-    try:
-        name = clean(info.filename)
-    except InputError:
-        name = f"file {place + 1}"
+def _members(path: Path, blobs: Blobs, start: int, known: dict[int, str]) -> Iterator[Member]:
+    """Those from number `start` on; `known` takes the name of each that is begun."""
     target = blobs.incoming / secrets.token_hex(16)
+    place, size = start, 0
     try:
-        size = _copy(archive, info, target, settings.file_bytes)
-        if is_archive(target):
-            raise UnreadableError("it is a zip inside a zip, which isn't opened")
-        return Member(place, name, size, blobs.take(target))
-    except UnreadableError as problem:
-        return Member(place, name, 0, None, problem.message)
-    except _DAMAGED:
-        return Member(place, name, 0, None, "it is damaged inside the zip")
-    except (NotImplementedError, RuntimeError):  # what zipfile raises without a password
-        return Member(place, name, 0, None, "it is encrypted, or packed in a way not known here")
-    except Exception:
-        log.exception("member %d of an archive can't be unpacked", place)
-        return Member(place, name, 0, None, "it can't be unpacked; the server's log has more")
+        for said, pieces in blobs.decoder.stream("unpacked", path, start=start):
+            if "place" in said:
+                place, size = int(said["place"]), 0
+                known[place] = clean(str(said["name"]))
+                target.write_bytes(b"")
+            elif "why" in said:
+                yield _stored(target, blobs, place, known[place], size, str(said["why"]))
+                target.unlink()
+            else:
+                with target.open("ab") as handle:
+                    size += handle.write(pieces[0])
     finally:
         target.unlink(missing_ok=True)
 
 
-def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, most: int) -> int:
-    limit = min(most, RATIO * max(info.compress_size, 10_000))
-    size = 0
-    with archive.open(info) as source, target.open("wb") as handle:
-        while piece := source.read(_PIECE):
-            size += len(piece)
-            if size > limit:
-                raise UnreadableError(
-                    f"it has more than {most:,} bytes"
-                    if size > most
-                    else f"it unpacks to more than {RATIO} times its size"
-                )
-            handle.write(piece)
-    if size == 0:
-        raise UnreadableError("the file is empty")
-    return size
+def _stored(target: Path, blobs: Blobs, place: int, name: str, size: int, error: str) -> Member:
+    if not error and is_archive(target):
+        error = "it is a zip inside a zip, which isn't opened"
+    return Member(place, name, size, None if error else blobs.take(target), error)
 
 
 def member_id(archive_id: str, place: int) -> str:
@@ -178,11 +118,12 @@ class Opened:
     boxes: tuple[imaging_cells.Box, ...]
 
 
-def opened(image: np.ndarray, kind: str) -> Opened:
-    """What an image, uint8 RGB (H, W, 3), shows; `auto` decides by `shows`."""
+def opened(image: np.ndarray, kind: str, most: int = imaging_cells.MOST) -> Opened:
+    """What an image, uint8 RGB (H, W, 3), shows, with at most so many cells; `auto` decides by
+    `shows`."""
     if kind == "cell":
         return Opened(image, "cell", ())
-    boxes = imaging_cells.find_cells(image)
+    boxes = imaging_cells.find_cells(image, most)
     found = shows(image.shape[1], image.shape[0], boxes) if kind == "auto" else "field"
     return Opened(image, found, tuple(boxes) if found == "field" else ())
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from leukoscope.errors import InputError, LeukoscopeError
+from leukoscope.errors import InputError, LeukoscopeError, UnreadableError
 
 
 class Conflict(InputError):
@@ -36,6 +36,10 @@ class Unauthenticated(LeukoscopeError):
     def __init__(self, message: str, *, fix: str = "", recorded: bool = False) -> None:
         super().__init__(message, fix=fix)
         self.recorded = recorded
+
+
+class DecoderFailed(UnreadableError):
+    """The process that was looking into a file crashed, hung or took too much."""
 
 
 class TooMany(LeukoscopeError):
@@ -68,3 +72,9 @@ def text(value: str, field: str, *, most: int, least: int = 0, lines: bool = Fal
             field=field,
         )
     return cleaned
+
+
+def clean(name: str) -> str:
+    """A name to show: its path without steps upwards, from the end where it is long."""
+    parts = [p for p in name.replace("\\", "/").split("/") if p.strip() not in {"", ".", ".."}]
+    return text("/".join(parts)[-255:], "name", least=1, most=255)

@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session, aliased
 
 from leukoscope.bundle.inference import BATCH, Reader
 from leukoscope.errors import InputError, UnreadableError
-from leukoscope.imaging.read import IMAGE_SUFFIXES, read_image
-from leukoscope.review.blobs import png
+from leukoscope.imaging.read import IMAGE_SUFFIXES
+from leukoscope.review.decoding import Decoder
 from leukoscope.review.problems import NotFound
 from leukoscope.review.reading import distance, places_of
 from leukoscope.review.schema import Case, Cell, Reading
@@ -93,8 +93,8 @@ def signed(
 class References:
     """The laboratory's own reference images (final): DIR/<class>/<image>."""
 
-    def __init__(self, folder: Path | None, reader: Reader, max_pixels: int = 100_000_000) -> None:
-        self.reader, self.max_pixels = reader, max_pixels
+    def __init__(self, folder: Path | None, reader: Reader, decoder: Decoder) -> None:
+        self.reader, self.decoder = reader, decoder
         self.images: dict[str, list[Path]] = {}
         self._places: dict[str, list[bytes | None]] = {}
         if folder is None:
@@ -130,7 +130,7 @@ class References:
         images: dict[int, np.ndarray] = {}
         for n, path in enumerate(paths):
             try:
-                images[n] = self.reader.prepare(read_image(path, max_pixels=self.max_pixels))
+                images[n] = self.decoder.prepared(path)
             except UnreadableError:
                 continue  # shown, it says so itself
         if not images:
@@ -143,4 +143,4 @@ class References:
         """One of them as a PNG; NotFound where there is none."""
         if not 0 <= number < len(self.images.get(label, [])):
             raise NotFound(f"There is no reference image {number} of {label!r}")
-        return png(read_image(self.images[label][number], max_pixels=self.max_pixels))
+        return self.decoder.picture(self.images[label][number])

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from leukoscope.errors import InputError
+from leukoscope.review.untrusted import Limits
 from leukoscope.tables import Table
 
 PREFIX = "LEUKOSCOPE_REVIEW_"
@@ -23,7 +24,9 @@ class Settings(Table):
     the SQLite file. `origin` is the address under which browsers reach the server where a proxy
     stands before it, e.g. https://smear.example.org; `behind_tls`, which
     https there implies, makes cookies secure. `pixel_size`: micrometres a pixel with which new
-    cases begin.
+    cases begin. A file is opened by a process that may take `decode_memory` beyond its libraries',
+    compute for `decode_cpu_seconds` and be silent for `decode_seconds`; a packed file may unpack to
+    `archive_ratio` times its size.
     """
 
     bundle: Path
@@ -40,6 +43,11 @@ class Settings(Table):
     image_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     cells_per_case: Annotated[int, Field(ge=1)] = 20_000
     pixel_size: Annotated[float, Field(ge=SMALLEST_PIXEL, le=LARGEST_PIXEL)] | None = None
+    cells_per_field: Annotated[int, Field(ge=1)] = 5_000
+    archive_ratio: Annotated[int, Field(ge=1)] = 200
+    decode_seconds: Annotated[float, Field(gt=0)] = 120.0
+    decode_cpu_seconds: Annotated[int, Field(ge=1)] = 60
+    decode_memory: Annotated[int, Field(ge=1)] = 3_000_000_000
 
     @model_validator(mode="before")
     @classmethod
@@ -48,6 +56,21 @@ class Settings(Table):
         if isinstance(given, dict) and str(given.get("origin", "")).startswith("https://"):
             return given | {"behind_tls": True}
         return given
+
+    @property
+    def limits(self) -> Limits:
+        """What of these the decoders must know; no password is among it."""
+        return Limits(
+            pixels=self.image_pixels,
+            file_bytes=self.file_bytes,
+            cells=self.cells_per_field,
+            members=self.archive_members,
+            archive_bytes=self.archive_bytes,
+            ratio=self.archive_ratio,
+            seconds=self.decode_seconds,
+            cpu_seconds=self.decode_cpu_seconds,
+            memory=self.decode_memory,
+        )
 
     @property
     def database_url(self) -> str:

@@ -15,25 +15,26 @@ from sqlalchemy.orm import Session
 from leukoscope.bundle.inference import Reader
 from leukoscope.errors import LeukoscopeError, UnreadableError
 from leukoscope.imaging import cells as imaging_cells
-from leukoscope.imaging.quality import flags
 from leukoscope.parallel import ahead
 from leukoscope.review import audit, cases, files, intake, jobs
-from leukoscope.review.blobs import Blobs, png
+from leukoscope.review.blobs import Blobs, free_bytes
 from leukoscope.review.cases import NewCell
 from leukoscope.review.database import Database
+from leukoscope.review.decoding import PROBLEM, Cut, Opened
+from leukoscope.review.problems import DecoderFailed
 from leukoscope.review.reading import said
 from leukoscope.review.schema import Cell, Job, Upload, User
 from leukoscope.review.settings import Settings
+from leukoscope.review.untrusted import TOGETHER as CHUNK
 
 log = logging.getLogger("leukoscope.review")
 TOGETHER = 64
 """Cells written at once, or as many as are read in SECONDS, so that progress shows."""
 SECONDS = 2.0
 MOMENT = 0.5  # seconds in which the next file of many follows
-DEPTH = 4  # whole images decoded ahead: each may take 300 MB
+DEPTH = 4  # files opened ahead
 SMALL = 16  # cells made ready ahead
 PATIENT = 2  # attempts; later ones go file by file
-PROBLEM = "It can't be processed; the server's log has more"
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,14 @@ def _unpack(tools: Tools, job: Job, by: User, upload: Upload) -> None:
     state, error = "done", ""
     path = tools.blobs.path(str(upload.sha256))
     try:
-        for member in files.members(path, tools.blobs, tools.settings):
+        for member in files.members(path, tools.blobs):
             tools.check()
             _add_member(tools, job, by, upload, member)
+            if free_bytes(tools.blobs.incoming) < intake.SPARE:
+                raise UnreadableError("the server's disk is nearly full", fix="Free some space.")
     except UnreadableError as problem:
         state, error = "failed", str(problem)
+        _note_crash(tools, upload, problem)
     with tools.database.begin() as session:
         present = session.get_one(Upload, upload.id)
         present.kind, present.state, present.error = "archive", state, error
@@ -161,34 +165,33 @@ def _add_member(tools: Tools, job: Job, by: User, archive: Upload, member: files
             sha256=made.sha256, state=made.state, archive=archive.sha256,
         )  # fmt: skip
         jobs.got_on(session, job, 0)
+    if member.crashed:
+        _note_crash(tools, made, DecoderFailed(member.error))
 
 
-Found = tuple[files.Opened, Ready | None] | str
-"""What a file shows, with its cell where it is of a single one; or why it can't be used."""
+def _note_crash(tools: Tools, upload: Upload, problem: LeukoscopeError | None) -> None:
+    """A line in the audit log where a decoder failed on a file."""
+    if isinstance(problem, DecoderFailed):
+        with tools.database.begin() as session:
+            audit.record(
+                session, "server", "decoder failed", cases.find(session, upload.case_id),
+                name=upload.name, upload=upload.id, sha256=upload.sha256, error=problem.message,
+            )  # fmt: skip
+
+
+Found = Opened | LeukoscopeError
+"""What a file shows, with its cells; or why it can't be used."""
 
 
 def _open(tools: Tools, upload: Upload) -> tuple[Upload, Found]:
+    blobs = tools.blobs
     try:
-        image = tools.blobs.pixels(str(upload.sha256))
-        opened = files.opened(image, upload.kind)
-        single = _ready(tools, upload, opened, None) if opened.kind == "cell" else None
-        return upload, (opened, single)
+        return upload, blobs.decoder.open(blobs.path(str(upload.sha256)), upload.kind)
     except LeukoscopeError as problem:
-        return upload, str(problem)
+        return upload, problem
     except Exception:
         log.exception("upload %s can't be processed", upload.id)
-        return upload, PROBLEM
-
-
-def _ready(
-    tools: Tools, upload: Upload, opened: files.Opened, box: imaging_cells.Box | None
-) -> Ready:
-    sha256, image = str(upload.sha256), opened.image
-    if box is not None:
-        (image,) = imaging_cells.crop(opened.image, [box])
-        sha256 = tools.blobs.put(png(image))
-    height, width = image.shape[:2]
-    return Ready(sha256, width, height, box, tuple(flags(image)), tools.reader.prepare(image))
+        return upload, LeukoscopeError(PROBLEM)
 
 
 def _collect(
@@ -196,33 +199,42 @@ def _collect(
 ) -> dict[str, object]:
     """Put the cells of a file into the batch, which is written when full; how the file fared."""
     tools.check()
-    if isinstance(found, str):
-        return {"state": "failed", "error": found}
-    opened, single = found
-    fared: dict[str, object] = {
-        "kind": opened.kind,
-        "width": opened.image.shape[1],
-        "height": opened.image.shape[0],
-    }
+    if isinstance(found, LeukoscopeError):
+        _note_crash(tools, upload, found)
+        return {"state": "failed", "error": str(found)}
+    fared: dict[str, object] = {"kind": found.kind, "width": found.width, "height": found.height}
     try:
-        _refuse_too_many(tools, str(job.case_id), batch, 1 if single else len(opened.boxes))
-        for ready in _cells(tools, upload, opened, single):
+        _refuse_too_many(tools, str(job.case_id), batch, max(len(found.boxes), len(found.cells)))
+        for ready in _cells(tools, upload, found):
             tools.check()
             batch.cells.append((upload.id, ready))
             if batch.full:
                 _write(tools, job, by, batch)
     except LeukoscopeError as problem:
+        _note_crash(tools, upload, problem)
         return fared | {"state": "failed", "error": str(problem)}
-    none = opened.kind == "field" and not opened.boxes
+    none = found.kind == "field" and not found.boxes
     return fared | {"state": "done", "error": "No white cell was found in it" if none else ""}
 
 
-def _cells(
-    tools: Tools, upload: Upload, opened: files.Opened, single: Ready | None
-) -> Iterator[Ready]:
-    if single is not None:
-        yield single
-    yield from ahead(partial(_ready, tools, upload, opened), opened.boxes, SMALL)
+def _cells(tools: Tools, upload: Upload, found: Opened) -> Iterator[Ready]:
+    """The cells of a file; those of a field stored by themselves, the later ones cut in chunks."""
+    boxes = found.boxes or (None,)
+    yield from map(partial(_ready, tools, upload), found.cells, boxes)
+    later = found.boxes[len(found.cells) :]
+    chunks = [list(later[start : start + CHUNK]) for start in range(0, len(later), CHUNK)]
+    for ready in ahead(partial(_chunk, tools, upload), chunks, 2):
+        yield from ready
+
+
+def _chunk(tools: Tools, upload: Upload, boxes: list[imaging_cells.Box]) -> list[Ready]:
+    path = tools.blobs.path(str(upload.sha256))
+    return list(map(partial(_ready, tools, upload), tools.blobs.decoder.cut(path, boxes), boxes))
+
+
+def _ready(tools: Tools, upload: Upload, cut: Cut, box: imaging_cells.Box | None) -> Ready:
+    sha256 = tools.blobs.put(cut.png) if box else str(upload.sha256)
+    return Ready(sha256, cut.width, cut.height, box, cut.quality, cut.prepared)
 
 
 def _refuse_too_many(tools: Tools, case_id: str, batch: Batch, new: int) -> None:
@@ -297,7 +309,7 @@ def read_again(tools: Tools, job: Job, by: User) -> None:
 
 def _read_again(tools: Tools, job: Job, by: User, cells: Sequence[tuple[int, str]]) -> None:
     def prepared(cell: tuple[int, str]) -> np.ndarray:
-        return tools.reader.prepare(tools.blobs.pixels(cell[1]))
+        return tools.blobs.decoder.prepared(tools.blobs.path(cell[1]))
 
     readings = said(tools.reader, list(ahead(prepared, cells, SMALL)))
     found = {cell_id: reading for (cell_id, _), reading in zip(cells, readings, strict=True)}

@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import UnknownNameError
+from leukoscope.imaging.read import png
 from leukoscope.review import cases, changes, differential, reading, references
 from leukoscope.review.api import models
 from leukoscope.review.api.common import (
@@ -24,7 +25,6 @@ from leukoscope.review.api.common import (
     picture,
 )
 from leukoscope.review.api.errors import answered, documented
-from leukoscope.review.blobs import png
 from leukoscope.review.cases import EXTRA_LABELS, CellView
 from leukoscope.review.changes import Act
 from leukoscope.review.problems import Conflict

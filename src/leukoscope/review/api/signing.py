@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse
 from sqlalchemy import select
 from starlette.background import BackgroundTask
 
+from leukoscope.errors import UnreadableError
 from leukoscope.review import audit, cases, signing
 from leukoscope.review.api import models
 from leukoscope.review.api.common import Db, Reviewer, Viewer, documented_file
@@ -112,7 +113,7 @@ def export(
     write = pdf.write if kind == "pdf" else retraining.write
     target = blobs.incoming / f"{secrets.token_hex(16)}{ending}"
     try:
-        write(content, target, _pictures(blobs))
+        write(content, target, _pictures(blobs, small=kind == "pdf"))
     except BaseException:
         target.unlink(missing_ok=True)
         raise
@@ -120,11 +121,17 @@ def export(
     return FileResponse(target, media_type=media_type, headers=headers, background=gone)
 
 
-def _pictures(blobs: Blobs) -> Callable[[Any], bytes | None]:
+def _pictures(blobs: Blobs, *, small: bool) -> Callable[[Any], bytes | None]:
+    """What the exports are given: files as they came, or small copies of what could be decoded."""
+
     def picture(cell: Any) -> bytes | None:
         try:
-            return blobs.path(cell["sha256"]).read_bytes()
+            if not small:
+                return blobs.path(cell["sha256"]).read_bytes()
+            return blobs.thumbnail(cell["sha256"], 256).read_bytes()
         except NotFound:
             return None
+        except UnreadableError:
+            return b""
 
     return picture
