@@ -109,8 +109,8 @@ def _spread(
     ray: Any,
     function: Callable[[A], B],
     items: Iterable[A],
-    depth: int = 0,  # noqa: ARG001
-    start: Callable[[], None] | None = None,  # noqa: ARG001
+    depth: int = 0,  # noqa: ARG001 - as `ahead` takes it
+    **_: Any,  # how many threads, which are prepared so
 ) -> Iterator[B]:
     """`map(function, items)` in order; two tasks a core are under way. A worker has one core, and
     gets the function once."""

@@ -107,9 +107,10 @@ def index(
     """Index the images of `src` (a folder, csv or npz) into the file `out`.
 
     `layout` is a registered layout or `auto`; `workers` the number of threads; `engine` `local`,
-    or a Ray cluster as in cluster.joined. Where `out` stands already only files whose size or time changed are read; a run cut
-    short is continued. Nothing under `src` is changed. Raises InputError where `src` is not laid
-    out as said, holds no readable image, or `out` can't be written.
+    or a Ray cluster as in cluster.joined. Where `out` stands already only files whose size or time
+    changed are read; a run cut short is continued. Nothing under `src` is changed. Raises
+    InputError where `src` is not laid out as said, holds no readable image, or `out` can't be
+    written.
     """
     if workers < 1:
         raise InputError(f"workers is {workers}; allowed: 1 or more", field="workers")
@@ -244,11 +245,7 @@ def _read_all(
     ):
         log.write(head + "\n")  # a line of its own also behind one that was cut short
         paths = [root / image for image in todo]
-        seen = (
-            spread(examine, paths)
-            if spread is not ahead
-            else ahead(examine, paths, workers=workers)
-        )
+        seen = spread(examine, paths, workers=workers)
         for image, found in track(zip(todo, seen, strict=True), "Reading images", len(todo)):
             if "why" in found and spread is not ahead and "why" not in examine(root / image):
                 raise cluster.unseen(root / image)

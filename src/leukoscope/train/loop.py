@@ -200,14 +200,9 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         if average is not None and round_.epoch >= job.settings.averaging.start:
             average.update_parameters(job.kept)
             state.averaged += 1
-        if not ranks.first():
-            continue
-        if state.best_epoch == state.epoch:
-            checkpoints.save(ended, job.kept, state)
-        path = checkpoints.epoch_file(kept, state.epoch)
-        checkpoints.save(path, job.kept, state, optimizer, average)
-        checkpoints.prune(kept)
-        write_history(folder / "history.csv", state.history)
+        if ranks.first():
+            _keep(job, state, optimizer, average, ended)
+            write_history(folder / "history.csv", state.history)
     if state.averaged and average is not None:
         # A resumed run may have no epoch left, and which layers are frozen decides below.
         thaw(job.classifier, job.name, phase, rounds[state.phase_epoch - 1].epoch)
@@ -217,6 +212,21 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
     else:
         ranks.fetch(ended)
         checkpoints.load(ended, job.kept)
+
+
+def _keep(
+    job: Job,
+    state: Progress,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    ended: Path,
+) -> None:
+    """Checkpoint of an epoch; `ended` is that of the phase's best."""
+    if state.best_epoch == state.epoch:
+        checkpoints.save(ended, job.kept, state)
+    path = checkpoints.epoch_file(ended.parent, state.epoch)
+    checkpoints.save(path, job.kept, state, optimizer, average)
+    checkpoints.prune(ended.parent)
 
 
 def _optimizer(job: Job) -> torch.optim.Optimizer:
@@ -372,8 +382,12 @@ def _batches(
     job: Job, steps: Sequence[int], places: Callable[[int], Any] = lambda _: slice(None)
 ) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray, Tensor]]:
     """Rows, labels, view numbers and inputs of these steps, or of `places` in each."""
-    cut = ([part[places(step)] for part in _batch(job, step)] for step in steps)
-    chosen, again = itertools.tee(cut)
+
+    def cut(step: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        (rows, labels, views), own = _batch(job, step), places(step)
+        return rows[own], labels[own], views[own]
+
+    chosen, again = itertools.tee(map(cut, steps))
     inputs = job.samples.batches((rows, views) for rows, _, views in again)
     for (rows, labels, views), made in zip(chosen, inputs, strict=True):
         yield rows, labels, views, made.to(job.device)
