@@ -255,17 +255,15 @@ class _Extractor:
     def __call__(self, views: np.ndarray) -> np.ndarray:
         with self.lock:
             if self.run is None:
-                self.run = self._onnx() if self.device == "cpu" else self._torch()
+                self.run = self._onnx(self.size) if self.device == "cpu" else self._torch()
         return self.run(views).astype(np.float32, copy=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _OnnxRun, (self._graph(), self.size, self.form)
+        graph = to_onnx(self.network, self.size, ("features",))
+        return _OnnxRun, (graph, self.size, self.form)
 
-    def _graph(self) -> bytes:
-        return to_onnx(self.network, self.size, ("features",))
-
-    def _onnx(self) -> Run:
-        return _OnnxRun(self._graph(), self.size, self.form)
+    def _onnx(self, size: tuple[int, int]) -> Run:
+        return _OnnxRun(to_onnx(self.network, size, ("features",)), size, self.form)
 
     def _torch(self) -> Run:
         network = self.network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
