@@ -63,10 +63,10 @@ def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[np.ndarray
     """Places of the images that each fold holds out, stratified by class; groups stay together."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    largest = int(np.bincount(labels).max())
-    if largest < 2:
+    folds = min(FOLDS, int(np.bincount(labels).max()), len(np.unique(groups)))
+    if folds < 2:
         return []
-    splitter = StratifiedGroupKFold(min(FOLDS, largest), shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a class smaller than the number of folds is no fault
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         held = [own for _, own in splitter.split(labels, labels, groups)]

@@ -15,7 +15,7 @@ from leukoscope.cluster import Spread
 from leukoscope.data import split as splits
 from leukoscope.data.index import CellIndex
 from leukoscope.data.index import load as load_index
-from leukoscope.errors import UnknownNameError
+from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.files import output_folder
 from leukoscope.imaging.augmentation import check as check_augmentation
 from leukoscope.parallel import ahead
@@ -130,6 +130,12 @@ def run_one(
         )  # fmt: skip
         # Before the folder is claimed, since weights that don't fit are found out here.
         networks = learning.untrained(job)
+        if spread is not ahead and job.device != "cpu":
+            raise InputError(
+                f"A cluster's workers make features on CPUs, and this run is on {job.device}",
+                fix="Add --device cpu, or leave --engine out.",
+                field="engine",
+            )
         begun = not ranks.first() or records.claim(output_folder(out), job, resume)
     if not ranks.same(begun):
         return out  # finished before

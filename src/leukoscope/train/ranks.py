@@ -188,7 +188,7 @@ def parallel(module: nn.Module) -> nn.Module:
     if world() == 1:
         return module
     # The batch's statistics are the whole batch's already, so buffers can't drift apart.
-    return DistributedDataParallel(module, broadcast_buffers=False)
+    return DistributedDataParallel(module, forward_sync_buffers=False)
 
 
 def whole_batch(n: int) -> contextlib.AbstractContextManager[Any]:
@@ -257,7 +257,8 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, eps: float, count: int) -> tuple[Tensor, ...]:
-        values, shape = images.float(), (1, -1, *[1] * (images.dim() - 2))
+        values = images.to(torch.promote_types(images.dtype, torch.float32))
+        shape = (1, -1, *[1] * (images.dim() - 2))
         around = [0, *range(2, images.dim())]
         mean = total(values.sum(around)) / count
         centred = values - mean.view(shape)
@@ -272,7 +273,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
         normed, scale = ctx.saved_tensors
-        gradient = gradients[0].float()
+        gradient = gradients[0]
         sums = torch.stack([gradient.sum(ctx.around), (gradient * normed).sum(ctx.around)])
         mean, along = (total(sums) / ctx.count).view(2, *scale.shape)
         return (scale * (gradient - mean - normed * along)).to(ctx.dtype), None, None

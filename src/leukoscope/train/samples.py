@@ -259,10 +259,9 @@ class _Extractor:
         return self.run(views).astype(np.float32, copy=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        graph = to_onnx(self.network, self.size, ("features",))
-        return _OnnxRun, (graph, self.size, self.form)
+        return self._onnx(self.size).__reduce__()
 
-    def _onnx(self, size: tuple[int, int]) -> Run:
+    def _onnx(self, size: tuple[int, int]) -> _OnnxRun:
         return _OnnxRun(to_onnx(self.network, size, ("features",)), size, self.form)
 
     def _torch(self) -> Run:
@@ -281,11 +280,19 @@ class _OnnxRun:
     fast as 16 together, and its features can't depend on its neighbours."""
 
     def __init__(self, graph: bytes, size: tuple[int, int], form: InputFormat) -> None:
-        self.session, self.size = onnx_session(graph, threads=1, one_image=True), size
+        self.given, self.size = (graph, size, form), size
+        self.session: Any = None  # built where it runs; Ray's client passes it on unused
+        self.lock = threading.Lock()
         levels = torch.arange(256).div(255).expand(1, 3, 1, 256)
         self.values = np.ascontiguousarray(normalise(levels, form)[0, :, 0].numpy())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OnnxRun, self.given
+
     def __call__(self, views: np.ndarray) -> np.ndarray:
+        with self.lock:
+            if self.session is None:
+                self.session = onnx_session(self.given[0], threads=1, one_image=True)
         image = np.empty((1, 3, *self.size), np.float32)
         found = []
         for view in views:
