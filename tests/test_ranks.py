@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from commands import TINY, Made
+from commands import TINY, Made, refused
 from launch import LIMIT, background, descendants, environment, torchrun, two_hosts
 from leukoscope.train import ranks
 
@@ -141,6 +141,13 @@ def test_what_goes_wrong_is_said_once(made: Made, tmp_path: Path) -> None:
     assert found.returncode != 0
     assert sum("batch_size" in line for line in found.stderr.splitlines()) == 1, found.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_other_commands_are_not_for_torchrun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without torchrun" in refused("index", tmp_path, "-o", tmp_path / "cells.parquet")
 
 
 def test_two_hosts_train_as_one(folder: Path) -> None:

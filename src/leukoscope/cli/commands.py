@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 import leukoscope
 from leukoscope import api
 from leukoscope.cli import show
+from leukoscope.errors import InputError
 
 app = typer.Typer(
     name="leukoscope",
@@ -50,11 +52,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options before the command."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand != "train":
+        raise InputError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes of "
+            f"`leukoscope {context.invoked_subcommand}`; allowed: train",
+            fix="Start it without torchrun.",
+        )
 
 
 @app.command("demo")

@@ -327,12 +327,13 @@ def _epoch(
         correct += int((logits.detach().argmax(1) == labels[:own]).sum())
     loss_sum, correct = ranks.total(torch.tensor([loss_sum, correct], dtype=torch.float64)).tolist()
     seen = len(steps) * size
-    if not np.isfinite(loss_sum):
-        raise InputError(
-            f"The training loss is no longer a number in epoch {state.epoch + 1}",
-            fix="Lower training.learning_rate.",
-            field="training.learning_rate",
-        )
+    with ranks.together():
+        if not np.isfinite(loss_sum):
+            raise InputError(
+                f"The training loss is no longer a number in epoch {state.epoch + 1}",
+                fix="Lower training.learning_rate.",
+                field="training.learning_rate",
+            )
     return {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
 
 
