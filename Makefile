@@ -93,7 +93,7 @@ $(VENV)/.train: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,serve,fast,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,serve,fast,ray,dev]'
 	touch $@
 
 clean:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import SWALR
 
-from leukoscope.train.objective import classification_loss, mixup, soft_labels
+from leukoscope.train.objective import classification_loss, mixing, mixup, soft_labels
 from leukoscope.train.schedule import learning_rates
 from leukoscope.train.settings import Averaging
 
@@ -53,7 +53,7 @@ def test_focal_loss_of_one_image_by_hand() -> None:
 def test_mixed_labels_sum_to_one_and_follow_the_images() -> None:
     images = torch.arange(8.0)[:, None, None, None].expand(8, 3, 2, 2)
     targets = soft_labels(torch.arange(8), 8)
-    mixed, labels = mixup(images, targets, 0.4, np.random.default_rng(3))
+    mixed, labels = mixup(images, targets, *mixing(8, 0.4, np.random.default_rng(3)))
     torch.testing.assert_close(labels.sum(dim=1), torch.ones(8))
     # Image k is constant k, so its mixture must be the mean of k under its mixed label.
     torch.testing.assert_close(mixed[:, 0, 0, 0], labels @ torch.arange(8.0))
@@ -63,7 +63,7 @@ def test_mixed_labels_sum_to_one_and_follow_the_images() -> None:
     torch.testing.assert_close(
         own[~partner_is_self], torch.full_like(own[~partner_is_self], weight)
     )
-    again, _ = mixup(images, targets, 0.4, np.random.default_rng(3))
+    again, _ = mixup(images, targets, *mixing(8, 0.4, np.random.default_rng(3)))
     assert torch.equal(mixed, again)
 
 
@@ -74,7 +74,7 @@ def test_the_weight_is_drawn_from_a_beta_distribution() -> None:
     drawn = []
     for seed in range(600):
         rng = np.random.default_rng(seed)
-        _, labels = mixup(images, targets, 0.4, rng)
+        _, labels = mixup(images, targets, *mixing(len(images), 0.4, rng))
         if float(labels[0, 0]) < 1:  # otherwise each image is its own partner
             drawn.append(float(labels[0, 0]))
     assert kstest(drawn, beta(0.4, 0.4).cdf).pvalue > 0.01

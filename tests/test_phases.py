@@ -21,7 +21,7 @@ from leukoscope.models.layers import layer_parameters, stage_parameters
 from leukoscope.models.weights import resolve
 from leukoscope.train import loop
 from leukoscope.train.loop import Part, batch, fit, outputs, thaw
-from leukoscope.train.objective import classification_loss, mixup, soft_labels
+from leukoscope.train.objective import classification_loss, mixing, mixup, soft_labels
 from leukoscope.train.samples import PixelSamples, pixel_samples
 from leukoscope.train.settings import Averaging, Phase, Training
 from leukoscope.train.views import ImageFile, ViewSettings, augmented, prepare
@@ -220,7 +220,9 @@ def test_mixup_takes_part_in_training(samples: PixelSamples, part: Part, tmp_pat
     chosen, passes = batch(len(part.rows), 4, 0, 0)
     images = samples.inputs(part.rows[chosen], part.views(chosen, passes))
     targets = soft_labels(torch.from_numpy(part.labels[chosen]), 6)
-    images, targets = mixup(images, targets, 0.4, np.random.default_rng([0, loop._MIXUP, 0]))
+    images, targets = mixup(
+        images, targets, *mixing(4, 0.4, np.random.default_rng([0, loop._MIXUP, 0]))
+    )
     classifier = network().eval()
     expected = classification_loss(classifier(images), targets)
     assert found == pytest.approx(expected.item(), rel=1e-5)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from leukoscope.review.backup import Manifest
 
 
-def index(src: Path, out: Path, *, layout: str = "auto") -> CellIndex:
+def index(src: Path, out: Path, *, layout: str = "auto", engine: str = "local") -> CellIndex:
     """Index a folder (or csv, npz) of images into `out`, a cells.parquet; see data.index."""
     from leukoscope.data import index as indexes
 
-    return indexes.index(Path(src), Path(out), layout=layout)
+    return indexes.index(Path(src), Path(out), layout=layout, engine=engine)
 
 
 def audit(
@@ -70,7 +70,7 @@ def split(
 def train(recipe: str, cells: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Train one arm of a recipe, judge it, write its report; options as in recipes.runner.train.
 
-    Returns {run, report, metrics}.
+    Returns {run, report, metrics}; nothing in processes that torchrun started beside the first.
     """
     require("torch", "train")
     from leukoscope.recipes import runner
@@ -78,6 +78,8 @@ def train(recipe: str, cells: Path, out: Path, **options: Any) -> dict[str, Any]
 
     with runner.resumable(Path(out)):
         run = runner.train(recipe, Path(cells), Path(out), **options)
+        if run is None:
+            return {}
         report = write(run)
     return {"run": str(run), "report": str(report), "metrics": read_json(run / "metrics.json")}
 

@@ -22,14 +22,15 @@ def ahead(
     items: Iterable[A],
     depth: int = max(16, 2 * WORKERS),
     start: Callable[[], None] | None = None,
+    workers: int = WORKERS,
 ) -> Iterator[B]:
     """`map(function, items)` in order, at most `depth` results ahead of who asks.
 
     For functions that spend their time outside the interpreter's lock, as decoding does. `start`
-    runs first in every thread.
+    runs first in every one of the `workers` threads.
     """
     source = iter(items)
-    with ThreadPoolExecutor(WORKERS, initializer=start) as pool:
+    with ThreadPoolExecutor(workers, initializer=start) as pool:
         pending = deque(pool.submit(function, item) for item in islice(source, depth))
         try:
             while pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -11,7 +12,8 @@ T = TypeVar("T")
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield the items, drawing a bar with the time left where stderr is a terminal."""
-    if not sys.stderr.isatty():
+    # Of the processes that torchrun started only the first draws.
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield from items
         return
     from rich.console import Console

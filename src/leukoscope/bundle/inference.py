@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from leukoscope.bundle import contract as contracts
 from leukoscope.bundle.contract import Contract
 from leukoscope.bundle.engines import choose, open_engine
+from leukoscope.cluster import Spread
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.evaluate.calibration import prediction_sets, softmax
 from leukoscope.evaluate.novelty import score
@@ -24,6 +25,7 @@ from leukoscope.parallel import WORKERS, ahead
 BATCH = 32  # answers made of logits and features at a time
 
 Seen = tuple[np.ndarray, np.ndarray] | UnreadableError
+See = Callable[[list[Path]], list[tuple[Path, Seen]]]
 
 REPEATED = 0.1
 """How far a rehearsed int8 answer may be from the stated one, relative to the largest logit."""
@@ -143,8 +145,12 @@ class Reader:
         logits, features = self.run(images, ("logits", "features"))
         return answers(logits, features, self.contract)
 
-    def read(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Answers | UnreadableError]]:
+    def read(
+        self, paths: Iterable[Path], spread: Spread = ahead, see: See | None = None
+    ) -> Iterator[tuple[Path, Answers | UnreadableError]]:
         """Read files with bounded memory, in order; a bad file is its own answer.
+
+        `spread` and `see`: a cluster, and what its workers look with.
 
         Every thread takes an image the whole way from the file to the features, so that all cores
         are busy whatever decoding and model cost, and pixels never wait for anything.
@@ -154,14 +160,14 @@ class Reader:
         held: list[tuple[Path, Seen]] = []
         # Each core has its thread; BLAS's own would wait for work beside them, busily.
         with threadpool_limits(limits=1, user_api="blas"):
-            for group in ahead(self._see, groups, 4 * WORKERS):
+            for group in spread(see or self.see, groups, 4 * WORKERS):
                 held += group
                 if len(held) >= BATCH:
                     yield from self._answered(held)
                     held = []
             yield from self._answered(held)
 
-    def _see(self, paths: list[Path]) -> list[tuple[Path, Seen]]:
+    def see(self, paths: list[Path]) -> list[tuple[Path, Seen]]:
         """Each file's logits (k,) and features (d,), or why there are none."""
         loaded = [self._image_or_why(path) for path in paths]
         good = [image for image in loaded if isinstance(image, np.ndarray)]
@@ -215,6 +221,22 @@ def prepare(image: np.ndarray, contract: Contract) -> np.ndarray:
             field="preprocessing",
         )
     return normalise(pixels, contract.input.mean, contract.input.std)
+
+
+class FarReader:
+    """`Reader.see` on another machine, which is sent the bundle, whole and verified."""
+
+    def __init__(self, bundle: Path, engine: str) -> None:
+        """`engine` as in engines.NAMES but `auto`, that all machines take the same one."""
+        contract = contracts.read(bundle, sealed=True)
+        self.given = contract, contracts.verify_graph(bundle, contract).read_bytes(), engine
+        self.reader: Reader | None = None
+
+    def __call__(self, paths: list[Path]) -> list[tuple[Path, Seen]]:
+        if self.reader is None:
+            contract, graph, engine = self.given
+            self.reader = Reader(contract, graph, engine=engine)
+        return self.reader.see(paths)
 
 
 def noise(size: tuple[int, int]) -> np.ndarray:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from leukoscope import cluster
 from leukoscope.bundle.contract import Contract
-from leukoscope.bundle.inference import Answers, Reader
+from leukoscope.bundle.engines import NAMES
+from leukoscope.bundle.inference import Answers, FarReader, Reader
 from leukoscope.data.tree import find_images
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.files import atomic, plain, printable
@@ -55,19 +58,21 @@ def predict(
 ) -> dict[str, int]:
     """Read every image with the bundle's model and write `out` (.csv, .parquet or .ndjson).
 
-    `engine` is one of engines.NAMES; `auto` takes the fastest here where there are many images.
+    `engine` is one of engines.NAMES; `auto` takes the fastest here where there are many images. Or
+    it is a Ray cluster as in cluster.joined, whose workers take what `auto` would here.
     Returns {images, unreadable, doubtful, novel}. Memory doesn't grow with the number of images.
     Raises InputError for a bad bundle, path or output; InputError too where no image was readable,
     after the file with the reasons has been written.
     """
     write = _writer(out)
+    far = cluster.is_address(engine, NAMES)
     images = find_images(paths)
-    reader = Reader.load(Path(bundle), engine=engine, images=len(images))
+    reader = Reader.load(Path(bundle), engine="auto" if far else engine, images=len(images))
     counts = {"images": len(images), "unreadable": 0, "doubtful": 0, "novel": 0}
 
     def rows() -> Iterator[dict[str, Any]]:
-        answers = track(reader.read(images), "Reading cells", total=len(images))
-        for path, answer in answers:
+        read = _read_far(reader, Path(bundle), images, engine) if far else reader.read(images)
+        for path, answer in track(read, "Reading cells", total=len(images)):
             said = row(path, answer, reader.contract)
             if said["flag"]:
                 counts[said["flag"]] += 1
@@ -82,6 +87,25 @@ def predict(
             field="path",
         )
     return counts
+
+
+def _read_far(
+    reader: Reader, bundle: Path, images: Sequence[Path], engine: str
+) -> Iterator[tuple[Path, Answers | UnreadableError]]:
+    """`reader.read` over a cluster, where paths are absolute."""
+    with cluster.joined(engine) as spread:
+        paths = [Path(os.path.abspath(path)) for path in images]  # noqa: PTH100 - links stay
+        read = reader.read(paths, spread, FarReader(bundle, reader.engine.name))
+        for path, (_, answer) in zip(images, read, strict=True):
+            if not isinstance(answer, UnreadableError):
+                yield path, answer
+                continue
+            try:
+                reader.image(path)
+            except UnreadableError as problem:
+                yield path, problem
+            else:
+                raise cluster.unseen(path)
 
 
 Rows = Iterable[dict[str, Any]]

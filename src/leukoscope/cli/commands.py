@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 import leukoscope
 from leukoscope import api
 from leukoscope.cli import show
+from leukoscope.errors import InputError
 
 app = typer.Typer(
     name="leukoscope",
@@ -33,6 +35,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3. Repeatable.")
 ]
 
+Engine = Annotated[
+    str,
+    typer.Option(help="Where the images are read: local, or a Ray cluster: ray, ray://HOST:PORT."),
+]
 Report = Annotated[
     Path | None, typer.Option("--report", help="Write a page with figures into this folder.")
 ]
@@ -46,11 +52,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - acts by its callback
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options before the command."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand != "train":
+        raise InputError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes of "
+            f"`leukoscope {context.invoked_subcommand}`; allowed: train",
+            fix="Start it without torchrun.",
+        )
 
 
 @app.command("demo")
@@ -110,10 +123,11 @@ def index(
     layout: Annotated[str, typer.Option(help="How the folder is laid out; auto finds out.")] = (
         "auto"
     ),
+    engine: Engine = "local",
     json: Json = False,
 ) -> None:
     """Index a folder of cell images: labels, patients, sizes, hashes."""
-    found = api.index(src, out, layout=layout)
+    found = api.index(src, out, layout=layout, engine=engine)
     counts = found.frame["label"].value_counts().sort_index()
     summary = {
         "index": str(out),
@@ -178,13 +192,21 @@ def train(
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Where a frozen backbone runs: local, or a Ray cluster: ray, ray://HOST:PORT."
+        ),
+    ] = "local",
     json: Json = False,
 ) -> None:
     """Train one arm of a recipe, judge it and write its report."""
     found = api.train(
         recipe, cells, out, protocol=protocol, arm=arm, weights=weights, split=split,
-        fold=fold, settings=settings or (), resume=resume, device=device,
+        fold=fold, settings=settings or (), resume=resume, device=device, engine=engine,
     )  # fmt: skip
+    if not found:  # torchrun's other processes have nothing to say
+        return
     if json:
         show.json(found["metrics"])
         return
@@ -396,7 +418,10 @@ def predict(
     ],
     engine: Annotated[
         str,
-        typer.Option(help="auto (the fastest here), onnxruntime, openvino, or openvino-bf16."),
+        typer.Option(
+            help="auto (the fastest here), onnxruntime, openvino, openvino-bf16, or a Ray "
+            "cluster, whose workers take what auto takes here: ray, ray://HOST:PORT."
+        ),
     ] = "auto",
     json: Json = False,
 ) -> None:

@@ -15,8 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from leukoscope import __version__
+from leukoscope import __version__, cluster
 from leukoscope.data.datasets import UNKNOWN_LICENCE, datasets
 from leukoscope.data.layouts import Row, detect, is_data_set, parse
 from leukoscope.data.signature import COLOUR_FEATURES, SIDE, colour_moments, phash, thumbnail
@@ -38,6 +37,7 @@ from leukoscope.files import (
     refuse_special,
 )
 from leukoscope.imaging.read import read_bytes, read_bytes_image
+from leukoscope.parallel import WORKERS, ahead
 from leukoscope.progress import track
 
 FORMAT = 1
@@ -96,16 +96,25 @@ class CellIndex:
         return self.root / image
 
 
-def index(src: Path, out: Path, *, layout: str = "auto", workers: int | None = None) -> CellIndex:
+def index(
+    src: Path,
+    out: Path,
+    *,
+    layout: str = "auto",
+    workers: int = WORKERS,
+    engine: str = "local",
+) -> CellIndex:
     """Index the images of `src` (a folder, csv or npz) into the file `out`.
 
-    `layout` is a registered layout or `auto`; `workers` the number of threads (default: one a
-    core). Where `out` stands already only files whose size or time changed are read; a run cut
-    short is continued. Nothing under `src` is changed. Raises InputError where `src` is not laid
-    out as said, holds no readable image, or `out` can't be written.
+    `layout` is a registered layout or `auto`; `workers` the number of threads; `engine` `local`,
+    or a Ray cluster as in cluster.joined. Where `out` stands already only files whose size or time
+    changed are read; a run cut short is continued. Nothing under `src` is changed. Raises
+    InputError where `src` is not laid out as said, holds no readable image, or `out` can't be
+    written.
     """
-    if workers is not None and workers < 1:
+    if workers < 1:
         raise InputError(f"workers is {workers}; allowed: 1 or more", field="workers")
+    cluster.is_address(engine)  # fails now
     tree = scan(Path(src))
     tree = replace(tree, src=tree.src.resolve())
     out = Path(out).absolute()
@@ -117,7 +126,7 @@ def index(src: Path, out: Path, *, layout: str = "auto", workers: int | None = N
     root = _root(tree.src, images, rows)
     named, unreadable = _named(rows, root)
     journal = out.parent / f".{out.name}.partial"
-    facts = _read_all(sorted(named), root, _known(out, root), journal, workers)
+    facts = _read_all(sorted(named), root, _known(out, root), journal, workers, engine)
     unreadable += [{"image": i, "why": f["why"]} for i, f in facts.items() if "why" in f]
     unreadable.sort(key=lambda entry: entry["image"])
     frame = _frame(named, facts, root)
@@ -214,7 +223,12 @@ def examine(path: Path) -> Facts:
 
 
 def _read_all(
-    images: Sequence[str], root: Path, known: dict[str, Facts], journal: Path, workers: int | None
+    images: Sequence[str],
+    root: Path,
+    known: dict[str, Facts],
+    journal: Path,
+    workers: int,
+    engine: str,
 ) -> dict[str, Facts]:
     """Facts of every image: known ones where the file is unchanged, the others read in parallel."""
     head = json.dumps({"format": FORMAT, "side": SIDE, "root": str(root)})
@@ -225,35 +239,21 @@ def _read_all(
     if not todo:
         return facts
     with (
+        cluster.joined(engine) as spread,
         explain_os_errors(journal),
         journal.open("a" if finished else "w", encoding="utf-8") as log,
     ):
         log.write(head + "\n")  # a line of its own also behind one that was cut short
-        seen = _parallel(examine, [root / image for image in todo], workers)
+        paths = [root / image for image in todo]
+        seen = spread(examine, paths, workers=workers)
         for image, found in track(zip(todo, seen, strict=True), "Reading images", len(todo)):
+            if "why" in found and spread is not ahead and "why" not in examine(root / image):
+                raise cluster.unseen(root / image)
             facts[image] = found
             if "why" not in found:
                 text = base64.b64encode(found["thumbnail"]).decode()
                 log.write(json.dumps({"image": image, **found, "thumbnail": text}) + "\n")
     return facts
-
-
-def _parallel(
-    function: Callable[[Path], Facts], paths: Sequence[Path], workers: int | None
-) -> Iterator[Facts]:
-    """Results in order. Threads: decoding and hashing release the interpreter's lock."""
-    pool = ThreadPoolExecutor(workers or _cores())
-    try:
-        yield from pool.map(function, paths)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # ctrl-C does not wait for 80,000 images
-
-
-def _cores() -> int:
-    """The cores this process may use, which a container or scheduler may have limited."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _unchanged(path: Path, facts: Facts) -> bool:
@@ -467,7 +467,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
 def _completed(cells: CellIndex, path: Path) -> CellIndex:
     """The same index with every fact read from the files."""
     images = list(cells.frame["image"])
-    seen = _parallel(examine, [cells.path(image) for image in images], None)
+    seen = ahead(examine, [cells.path(image) for image in images])
     facts = list(track(seen, "Reading images", len(images)))
     bad = [{"image": i, "why": f["why"]} for i, f in zip(images, facts, strict=True) if "why" in f]
     if len(bad) == len(images):

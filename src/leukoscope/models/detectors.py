@@ -9,7 +9,7 @@ nothing to the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,6 +29,14 @@ SIZE_WEIGHT = 0.1  # of CenterNet's size beside its other losses (Zhou et al. 20
 OVERLAP = 0.7  # IoU that every box within a Gaussian's radius keeps (CornerNet)
 
 
+Total = Callable[[Tensor], Tensor]
+"""Sums a count over the processes that share a batch."""
+
+
+def _own(count: Tensor) -> Tensor:
+    return count
+
+
 @runtime_checkable
 class Detector(Protocol):
     """A backbone that also says where the cell is."""
@@ -36,8 +44,12 @@ class Detector(Protocol):
     def with_boxes(self, images: Tensor) -> tuple[Tensor, Any]:
         """The feature map and the outputs of the box branches, from one pass."""
 
-    def box_loss(self, branches: Any, boxes: Tensor) -> Tensor:
-        """The loss of the images whose box is known, a scalar; 0 where there are none."""
+    def box_loss(self, branches: Any, boxes: Tensor, over_all: Total = _own) -> Tensor:
+        """The loss of the images whose box is known, a scalar; 0 where there are none.
+
+        `over_all` sums a count over the processes that share the batch: their losses add up to
+        the batch's.
+        """
 
     def predicted_boxes(self, branches: Any) -> Tensor:
         """(n, 4) boxes of the images' cells, in the form that `box_loss` takes."""
@@ -111,7 +123,7 @@ class RetinaNet(nn.Module):
             anchor_boxes(shapes, (images.shape[2], images.shape[3])).to(images.device),
         )
 
-    def box_loss(self, branches: AnchorBranches, boxes: Tensor) -> Tensor:
+    def box_loss(self, branches: AnchorBranches, boxes: Tensor, over_all: Total = _own) -> Tensor:
         from torchvision.ops import sigmoid_focal_loss
 
         known = _known(boxes)
@@ -120,7 +132,7 @@ class RetinaNet(nn.Module):
         objectness = branches.objectness[known].float()
         positive, negative = assign(branches.anchors, boxes)
         judged = positive | negative
-        found = positive.sum().clamp(min=1)
+        found = over_all(positive.sum()).clamp(min=1)
         focal = sigmoid_focal_loss(objectness, positive.to(objectness.dtype))
         wanted = encode(boxes[:, None], branches.anchors[None])
         where = _smooth_l1(offsets[positive], wanted[positive])
@@ -190,7 +202,7 @@ class CenterNet(nn.Module):
             (width / STRIDE, height / STRIDE),
         )
 
-    def box_loss(self, branches: CentreBranches, boxes: Tensor) -> Tensor:
+    def box_loss(self, branches: CentreBranches, boxes: Tensor, over_all: Total = _own) -> Tensor:
         known = _known(boxes)
         boxes = boxes[known].float()
         logits = branches.centre[known].float()
@@ -200,7 +212,8 @@ class CenterNet(nn.Module):
         heat_loss = centre_loss(logits, heat, position)
         offset_loss = _smooth_l1(at(branches.offset[known], position).float(), offset)
         size_loss = _smooth_l1(size, boxes[:, 2:] * extent)
-        return (heat_loss + offset_loss + SIZE_WEIGHT * size_loss) / max(len(boxes), 1)
+        found = over_all(torch.tensor(len(boxes), device=boxes.device)).clamp(min=1)
+        return (heat_loss + offset_loss + SIZE_WEIGHT * size_loss) / found
 
     def predicted_boxes(self, branches: CentreBranches) -> Tensor:
         position = branches.centre.flatten(1).argmax(dim=1)

@@ -16,7 +16,7 @@ from leukoscope.files import output_folder, read_json, write_json, write_text
 from leukoscope.recipes import records
 from leukoscope.recipes.judgement import measure
 from leukoscope.recipes.schema import Protocol, Recipe
-from leukoscope.train import checkpoints
+from leukoscope.train import checkpoints, ranks
 
 WITH_SPREAD = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "log_loss")
 
@@ -37,9 +37,13 @@ def run(
     mean and standard deviation over the folds. `model/` is that of the fold with the lowest
     validation loss, a choice that looks at no test image.
     """
-    records.claim_recipe(output_folder(out), plan, protocol, resume)
-    records.write_recipe(out, plan, protocol)
+    with ranks.together():
+        if ranks.first():
+            records.claim_recipe(output_folder(out), plan, protocol, resume)
+            records.write_recipe(out, plan, protocol)
     folds = [one(out / "folds" / str(number), number) for number in range(plan.split.folds)]
+    if not ranks.first():
+        return out
     classes = sorted(index.frame["label"].unique())
     metrics = [read_json(fold / "metrics.json") for fold in folds]
     _join(folds, out)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leukoscope.cluster import Spread
 from leukoscope.data import duplicates
 from leukoscope.data import split as splits
 from leukoscope.data.audit import audit
@@ -37,6 +38,7 @@ class Experiment:
     `table` has a row a view (image, view, role, label, patient); `roles` a row an image; `pooled`:
     views of all images were split, so that images have no role. `groups` (rows of `table`,): what
     must not be on two sides of any split within training. `starts`: the weights of each network.
+    `spread`: where features are made.
     """
 
     plan: Recipe
@@ -50,6 +52,7 @@ class Experiment:
     starts: list[Weights]
     device: str
     findings: dict[str, Any]
+    spread: Spread = ahead
 
     @property
     def role(self) -> str:
@@ -90,6 +93,7 @@ def prepare(
     given: pd.DataFrame | None,
     fold: int | None,
     device: str,
+    spread: Spread = ahead,
 ) -> Experiment:
     """Split first, look for leaks, leave outliers out, list every view that takes part.
 
@@ -112,7 +116,7 @@ def prepare(
     table = sample_table(index, roles[taking_part], plan, pooled)
     classes = records.check_labels(index, table)
     return Experiment(plan, protocol, index, roles, table, classes, pooled,
-                      _groups(index, copies, table), starts, where, findings)  # fmt: skip
+                      _groups(index, copies, table), starts, where, findings, spread)  # fmt: skip
 
 
 def at_most(index: CellIndex, per_class: int, seed: int) -> CellIndex:

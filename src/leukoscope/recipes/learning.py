@@ -30,7 +30,7 @@ from leukoscope.recipes import records
 from leukoscope.recipes.experiment import Experiment
 from leukoscope.recipes.schema import Network
 from leukoscope.train import cache as caches
-from leukoscope.train import checkpoints
+from leukoscope.train import checkpoints, ranks
 from leukoscope.train.loop import Part, fit, outputs
 from leukoscope.train.samples import FeatureSamples, Samples, feature_samples, pixel_samples
 
@@ -92,7 +92,8 @@ def learn(job: Experiment, classifiers: list[Classifier], run: Path, *, resume: 
         for place, (network, classifier) in enumerate(zip(plan.networks, classifiers, strict=True)):
             folders.append(run / "networks" / f"{place + 1}-{network.backbone}")
             fit_once(job, place, classifier, folders[-1], resume=resume)
-        _join_histories(plan.networks, folders, run)
+        if ranks.first():
+            _join_histories(plan.networks, folders, run)
     joined = joined_networks(
         [(n.backbone, n.layer) for n in plan.networks],
         classifiers,
@@ -100,6 +101,8 @@ def learn(job: Experiment, classifiers: list[Classifier], run: Path, *, resume: 
         zscore=plan.features.zscore,
     ).eval()
     features = deep_features_of(job, joined)
+    if not ranks.first():
+        return Learned(classifiers, features.input_size)
     stage, said = fit_classical(job, features, joined.widths)
     return Learned(classifiers, features.input_size, stage, features, tuple(said))
 
@@ -127,21 +130,33 @@ def fit_once(
     }
     kept = caches.folder() / "networks" / hashlib.sha256(to_json(stated).encode()).hexdigest()[:24]
     last = checkpoints.phase_file(kept, len(job.plan.training.stretches)).name
-    if (kept / last).is_file() and (kept / "history.csv").is_file():
-        own = classifier if job.plan.training.backbone_learns else classifier.head
-        try:
-            checkpoints.load(kept / last, own)
+    own = classifier if job.plan.training.backbone_learns else classifier.head
+    if ranks.same(ranks.first() and _reused(kept, last, own)):
+        ranks.fetch(kept / last)
+        if ranks.first():
             checkpoints.share(kept / "history.csv", output_folder(folder) / "history.csv")
-            return
-        except InputError as problem:
-            if isinstance(problem.__cause__, OSError):
-                raise
-            remark(f"{problem.message}; the network in {kept} is trained anew.")
+        else:
+            checkpoints.load(kept / last, own)
+        return
     samples = network_samples(job, place, classifier)
     fit_network(job, place, classifier, samples, folder, resume=resume)
+    if not ranks.first():
+        return
     output_folder(kept)
     checkpoints.share(folder / "history.csv", kept / "history.csv")
     checkpoints.share(folder / "checkpoints" / last, kept / last)
+
+
+def _reused(kept: Path, last: str, own: torch.nn.Module) -> bool:
+    """Whether `kept` holds the network, whole; its weights are loaded then."""
+    if not ((kept / last).is_file() and (kept / "history.csv").is_file()):
+        return False
+    try:
+        checkpoints.load(kept / last, own)
+    except InputError as problem:
+        remark(f"{problem.message}; the network in {kept} is trained anew.")
+        return False
+    return True
 
 
 def network_samples(job: Experiment, place: int, classifier: Classifier) -> Samples:
@@ -153,8 +168,9 @@ def network_samples(job: Experiment, place: int, classifier: Classifier) -> Samp
         return pixel_samples(job.table, job.files, job.views, start.input, job.device, boxes=boxes)
     identity = {"backbone": backbone, "weights": start.describe(), "seed": plan.seed}
     return feature_samples(
-        job.table, job.files, job.views, Pooled(classifier), start.input, identity, job.device
-    )
+        job.table, job.files, job.views, Pooled(classifier), start.input, identity, job.device,
+        job.spread,
+    )  # fmt: skip
 
 
 def _fresh(job: Experiment) -> str:
@@ -229,7 +245,7 @@ def deep_features_of(job: Experiment, network: DeepFeatures) -> FeatureSamples:
         "weights": checkpoints.digest(network.state_dict()),
     }
     return feature_samples(
-        table, job.files, views, network, job.starts[0].input, identity, job.device
+        table, job.files, views, network, job.starts[0].input, identity, job.device, job.spread
     )
 
 

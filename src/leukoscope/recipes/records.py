@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shlex
 import sys
@@ -31,6 +32,7 @@ from leukoscope.evaluate.metrics import summarise
 from leukoscope.files import plain, read_json, sha256_of, sweep, write_json, write_text
 from leukoscope.recipes.judgement import baseline, measure, scored
 from leukoscope.recipes.schema import Protocol, Recipe
+from leukoscope.train import ranks
 
 if TYPE_CHECKING:
     from leukoscope.recipes.experiment import Experiment
@@ -126,9 +128,12 @@ def check_labels(index: CellIndex, table: pd.DataFrame) -> list[str]:
 
 
 def choose_device(wanted: str) -> str:
-    """`auto` is the GPU where torch sees one, otherwise the CPU."""
+    """`auto` is the GPU where torch sees one, otherwise the CPU; processes that train together
+    have a GPU each."""
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and ranks.world() > 1:
+        wanted = f"cuda:{ranks.local()}"
     try:
         if torch.device(wanted).type not in {"cpu", "cuda"}:
             raise RuntimeError
@@ -267,6 +272,7 @@ def environment(job: Experiment, cells: Path, began: float, run: Path) -> None:
             "packages": {name: _version(name) for name in PACKAGES},
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
             "threads": torch.get_num_threads(),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "seed": plan.seed,
             "protocol": job.protocol,
             "recipe": plan.name,

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from leukoscope import cluster
+from leukoscope.cluster import Spread
 from leukoscope.data import split as splits
 from leukoscope.data.index import CellIndex
 from leukoscope.data.index import load as load_index
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.files import held, output_folder
 from leukoscope.imaging.augmentation import check as check_augmentation
-from leukoscope.models.classifier import Classifier
+from leukoscope.parallel import ahead
 from leukoscope.recipes import crossvalidation, deploy, learning, records
 from leukoscope.recipes.experiment import Experiment, prepare
+from leukoscope.recipes.learning import Learned
 from leukoscope.recipes.out_of_fold import out_of_fold
 from leukoscope.recipes.schema import PROTOCOLS, Protocol, Recipe, resolve
 from leukoscope.train import cache as caches
-from leukoscope.train import checkpoints
+from leukoscope.train import checkpoints, ranks
 
 
 def train(
@@ -37,31 +41,72 @@ def train(
     settings: Sequence[str] = (),
     resume: bool = False,
     device: str = "auto",
-) -> Path:
+    engine: str = "local",
+) -> Path | None:
     """Train one arm of a recipe on an index and judge it; returns the run folder.
 
     recipe: a shipped recipe's name or a TOML file. weights: `auto`, `none`, or a path; the arm's
     own where None. fold: which fold of a K-fold split file, or of a recipe that cross-validates;
     without it such a recipe runs all its folds, each in `folds/`. settings: `key=value`. With
-    `resume` a finished run is returned as it is. Raises InputError before any image is read where
+    `resume` a finished run is returned as it is. engine: where features of a frozen backbone are
+    made, as cluster.joined takes it. Of several processes that torchrun started the first writes
+    and returns the run folder, the others None. Raises InputError before any image is read where
     something can't work, LeakError where the clean protocol meets a leaking split.
     """
+    with ranks.joined(device), contextlib.ExitStack() as stack:
+        with ranks.together():
+            spread = stack.enter_context(cluster.joined(engine if ranks.first() else "local"))
+        if not ranks.first():  # it needs a folder for what the first process sends
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        run = _train(recipe, cells, out, protocol, arm, weights, split, fold, settings,
+                     resume=resume, device=device, spread=spread)  # fmt: skip
+        return run if ranks.first() else None
+
+
+def _train(
+    recipe: str,
+    cells: Path,
+    out: Path,
+    protocol: Protocol,
+    arm: str | None,
+    weights: str | None,
+    split: Path | None,
+    fold: int | None,
+    settings: Sequence[str],
+    *,
+    resume: bool,
+    device: str,
+    spread: Spread,
+) -> Path:
+    with ranks.together():
+        plan, index, given = _read(recipe, cells, protocol, arm, split, settings)
+
+    def one(out: Path, fold: int | None) -> Path:
+        return run_one(plan, index, cells, out, protocol=protocol, weights=weights, given=given,
+                       fold=fold, resume=resume, device=device, spread=spread)  # fmt: skip
+
+    with caches.in_use(), contextlib.ExitStack() as stack:
+        if plan.split.folds == 1 or given is not None or fold is not None:
+            return one(out, fold)
+        with ranks.together():
+            stack.enter_context(_alone(out))
+        return crossvalidation.run(one, plan, index, out, protocol, resume=resume)
+
+
+def _read(
+    recipe: str,
+    cells: Path,
+    protocol: Protocol,
+    arm: str | None,
+    split: Path | None,
+    settings: Sequence[str],
+) -> tuple[Recipe, CellIndex, pd.DataFrame | None]:
     if protocol not in PROTOCOLS:
         raise UnknownNameError("protocol", protocol, PROTOCOLS)
     plan = resolve(recipe, arm=arm, settings=settings)
     check_augmentation(plan.augmentation)
     index = load_index(cells)
-    given = splits.read(split) if split else None
-
-    def one(out: Path, fold: int | None) -> Path:
-        return run_one(plan, index, cells, out, protocol=protocol, weights=weights, given=given,
-                       fold=fold, resume=resume, device=device)  # fmt: skip
-
-    with caches.in_use():
-        if plan.split.folds == 1 or given is not None or fold is not None:
-            return one(out, fold)
-        with _alone(out):
-            return crossvalidation.run(one, plan, index, out, protocol, resume=resume)
+    return plan, index, splits.read(split) if split else None
 
 
 @contextlib.contextmanager
@@ -101,36 +146,42 @@ def run_one(
     fold: int | None,
     resume: bool,
     device: str,
+    spread: Spread = ahead,
 ) -> Path:
-    """One split, one training, one judgement."""
+    """One split, one training, one judgement, which is the first process's."""
     began = time.time()
 
     # Data: split first, look for leaks, list every view that takes part.
-    job = prepare(
-        plan, protocol, index, weights=weights, given=given, fold=fold, device=device
-    )  # fmt: skip
-    # Before the folder is claimed, since weights that don't fit are found out here.
-    networks = learning.untrained(job)
-    with _alone(out):
-        if records.claim(out, job, resume):
-            _learn_and_judge(job, networks, cells, out, began, resume=resume)
+    with contextlib.ExitStack() as stack:
+        with ranks.together():
+            job = prepare(
+                plan, protocol, index, weights=weights, given=given, fold=fold, device=device,
+                spread=spread,
+            )  # fmt: skip
+            # Before the folder is claimed, since weights that don't fit are found out here.
+            networks = learning.untrained(job)
+            if spread is not ahead and job.device != "cpu":
+                raise InputError(
+                    f"A cluster's workers make features on CPUs, and this run is on {job.device}",
+                    fix="Add --device cpu, or leave --engine out.",
+                    field="engine",
+                )
+            stack.enter_context(_alone(out))
+            begun = not ranks.first() or records.claim(out, job, resume)
+        if ranks.same(begun):  # otherwise finished before
+            # Training on training rows, chosen on validation rows.
+            learned = learning.learn(job, networks, out, resume=resume)
+            if ranks.first():
+                with ranks.alone():
+                    _judge(job, learned, cells, began, out, resume=resume)
         checkpoints.clear(out)
     return out
 
 
-def _learn_and_judge(
-    job: Experiment,
-    networks: list[Classifier],
-    cells: Path,
-    out: Path,
-    began: float,
-    *,
-    resume: bool,
+def _judge(
+    job: Experiment, learned: Learned, cells: Path, began: float, out: Path, *, resume: bool
 ) -> None:
-    # Training on training rows, chosen on validation rows.
-    learned = learning.learn(job, networks, out, resume=resume)
-
-    # Judgement: calibrated on validation, scored once.
+    """Calibrated on validation, scored once."""
     phases = learning.after_each_phase(job, learned, out)
     said = {
         role: learning.said(learned, job.scored(role))

@@ -7,7 +7,7 @@ import csv
 import io
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,9 +24,9 @@ from leukoscope.files import output_folder, write_text
 from leukoscope.models.classifier import Classifier, seeded
 from leukoscope.models.layers import layer_parameters, stage_parameters
 from leukoscope.progress import track
-from leukoscope.train import checkpoints
+from leukoscope.train import checkpoints, ranks
 from leukoscope.train.checkpoints import Progress
-from leukoscope.train.objective import classification_loss, mixup, soft_labels
+from leukoscope.train.objective import classification_loss, mixing, mixup, soft_labels
 from leukoscope.train.samples import FeatureSamples, PixelSamples, Samples
 from leukoscope.train.schedule import learning_rates
 from leukoscope.train.settings import Averaging, Phase, Training
@@ -98,7 +98,8 @@ def fit(
     refreshed; early stopping waits until as many are collected as the rates take to settle.
     `folder` gets `history.csv` and `checkpoints/`; `phase-N.safetensors` there is the network after
     phase N. class_weights: (classes,) or None. The same seed gives the same weights, resumed or
-    not. Raises InputError where `resume` finds a run of other settings, or the loss is no longer a
+    not. Processes that torchrun started train together (train.ranks); the first one writes.
+    Raises InputError where `resume` finds a run of other settings, or the loss is no longer a
     number.
     """
     kept = output_folder(folder / "checkpoints")
@@ -106,10 +107,22 @@ def fit(
     classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
     job = Job(classifier, name, samples, training, validation, settings, seed, device, weights)
-    state = Progress(settings=f"{settings!r} seed {seed}")
-    if resume:
-        state = _found(kept, job, state)
-    else:
+    fresh = state = Progress(settings=f"{settings!r} seed {seed}")
+    with ranks.together():
+        if settings.batch_size < ranks.world():
+            raise InputError(
+                f"A batch of {settings.batch_size} images can't be shared by {ranks.world()} "
+                "processes",
+                fix="Start fewer, or raise training.batch_size.",
+                field="training.batch_size",
+            )
+        if resume and ranks.first():
+            state = _found(kept, job, fresh)
+    if epoch := ranks.same(state.epoch):
+        path = checkpoints.epoch_file(kept, epoch)
+        ranks.fetch(path)
+        state = state if ranks.first() else checkpoints.load(path, job.kept)
+    elif not resume:
         for old in kept.glob("*.safetensors"):
             old.unlink()
     with _threads(1 if isinstance(samples, FeatureSamples) else torch.get_num_threads()):
@@ -170,7 +183,7 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         thaw(job.classifier, job.name, phase, round_.epoch)
         for group, series in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = series[round_.epoch - 1]
-        row = _epoch(job, optimizer, round_, state) | _validate(job)
+        row = ranks.same(_epoch(job, optimizer, round_, state) | _validate(job))
         state.record(
             {"phase": number, "epoch": state.epoch + 1, **row,
              "learning_rate": optimizer.param_groups[0]["lr"],
@@ -180,19 +193,42 @@ def _phase(job: Job, number: int, phase: Phase, state: Progress, folder: Path) -
         if average is not None and round_.epoch >= job.settings.averaging.start:
             average.update_parameters(job.kept)
             state.averaged += 1
-        if state.best_epoch == state.epoch:
-            checkpoints.save(ended, job.kept, state, twice=True)
-        path = checkpoints.epoch_file(kept, state.epoch)
-        checkpoints.save(path, job.kept, state, optimizer, average)
-        checkpoints.prune(kept)
-        write_history(folder / "history.csv", state.history)
+        if ranks.first():
+            _keep(job, state, optimizer, average, ended)
+            write_history(folder / "history.csv", state.history)
     if state.averaged and average is not None:
         # A resumed run may have no epoch left, and which layers are frozen decides below.
         thaw(job.classifier, job.name, phase, rounds[state.phase_epoch - 1].epoch)
         _use_average(job, average)
-        checkpoints.save(ended, job.kept, state, twice=True)
+        if ranks.first():
+            checkpoints.save(ended, job.kept, state, twice=True)
     else:
+        _take_best(job, kept, number)
+
+
+def _take_best(job: Job, kept: Path, number: int) -> None:
+    """The classifier as the phase's best epoch was, in every process."""
+    if ranks.first():
         checkpoints.best(kept, number, job.kept)
+    path = checkpoints.phase_file(kept, number)
+    ranks.fetch(path)
+    if not ranks.first():
+        checkpoints.load(path, job.kept)
+
+
+def _keep(
+    job: Job,
+    state: Progress,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    ended: Path,
+) -> None:
+    """Checkpoint of an epoch; `ended` is that of the phase's best."""
+    if state.best_epoch == state.epoch:
+        checkpoints.save(ended, job.kept, state, twice=True)
+    path = checkpoints.epoch_file(ended.parent, state.epoch)
+    checkpoints.save(path, job.kept, state, optimizer, average)
+    checkpoints.prune(ended.parent)
 
 
 def _optimizer(job: Job) -> torch.optim.Optimizer:
@@ -267,40 +303,74 @@ def thaw(classifier: Classifier, name: str, phase: Phase, epoch: int) -> None:
 def _epoch(
     job: Job, optimizer: torch.optim.Optimizer, round_: Round, state: Progress
 ) -> dict[str, float]:
-    settings = job.settings
-    loss_sum, correct, seen = 0.0, 0, 0
+    settings, size = job.settings, job.settings.batch_size
+    own = len(ranks.share(size))
+    loss_sum, correct = 0.0, 0
     steps = [state.first_step + place for place in round_.steps]
-    made = _batches(job, steps)
+    made = _batches(job, steps, lambda step: _mixture(job, step)[0])
     said = f"Epoch {state.epoch + 1}, phase {state.phase}"
+    network = ranks.parallel(_Step(job))
     for step, (rows, labels, views, inputs) in track(
         zip(steps, made, strict=True), said, len(steps)
     ):
         targets = soft_labels(labels, job.classifier.classes)
         if settings.mixup:
-            rng = np.random.default_rng([job.seed, _MIXUP, step])
-            inputs, targets = mixup(inputs, targets, settings.mixup, rng)
+            inputs, targets = mixup(inputs, targets, *_mixture(job, step)[1:])
         with (
             seeded(job.seed, _STEP, step),
             precision(settings.mixed_precision, job.device),
+            ranks.whole_batch(size),
         ):
-            logits, box_loss = _forward(job, inputs, rows, views)
-            loss = classification_loss(
-                logits.float(), targets, gamma=settings.focal_gamma,
-                class_weights=job.class_weights,
-            ) + settings.box_weight * box_loss  # fmt: skip
+            loss, logits = network(inputs, targets, rows[:own], views[:own])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * ranks.world()).backward()  # gradients are averaged over the processes
         optimizer.step()
-        loss_sum += float(loss.detach()) * len(rows)
-        correct += int((logits.detach().argmax(1) == labels).sum())
-        seen += len(rows)
-    if not np.isfinite(loss_sum):
-        raise InputError(
-            f"The training loss is no longer a number in epoch {state.epoch + 1}",
-            fix="Lower training.learning_rate.",
-            field="training.learning_rate",
-        )
+        loss_sum += float(loss.detach()) * size
+        correct += int((logits.detach().argmax(1) == labels[:own]).sum())
+    loss_sum, correct = ranks.total(torch.tensor([loss_sum, correct], dtype=torch.float64)).tolist()
+    seen = len(steps) * size
+    with ranks.together():
+        if not np.isfinite(loss_sum):
+            raise InputError(
+                f"The training loss is no longer a number in epoch {state.epoch + 1}",
+                fix="Lower training.learning_rate.",
+                field="training.learning_rate",
+            )
     return {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
+
+
+class _Step(nn.Module):
+    """This process's part of the loss of one batch, a scalar, with its (n, classes) logits; the
+    parts of all processes add up to the batch's loss."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.kept, self.job = job.kept, job  # the parameters that may learn
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, rows: np.ndarray, views: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        job, settings = self.job, self.job.settings
+        logits, box_loss = _forward(job, inputs, rows, views)
+        loss = classification_loss(
+            logits.float(), targets, gamma=settings.focal_gamma, class_weights=job.class_weights
+        )
+        part = len(rows) / settings.batch_size
+        return loss * part + settings.box_weight * box_loss, logits
+
+
+def _mixture(job: Job, step: int) -> tuple[np.ndarray, float, np.ndarray, int]:
+    """Which places of its batch this process reads: its own, and with mixup their partners; then
+    what `mixup` takes: the weight, the partners' places among these, and how many are its own."""
+    size, alpha = job.settings.batch_size, job.settings.mixup
+    own = ranks.share(size)
+    if not alpha:
+        return own, 1.0, own, len(own)
+    weight, partner = mixing(size, alpha, np.random.default_rng([job.seed, _MIXUP, step]))
+    places = np.concatenate([own, np.setdiff1d(partner[own], own)])
+    found = np.empty(size, np.int64)
+    found[places] = np.arange(len(places))
+    return places, weight, found[partner[own]], len(own)
 
 
 def _batch(job: Job, step: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
@@ -312,10 +382,15 @@ def _batch(job: Job, step: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
 
 
 def _batches(
-    job: Job, steps: Sequence[int]
+    job: Job, steps: Sequence[int], places: Callable[[int], Any] = lambda _: slice(None)
 ) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray, Tensor]]:
-    """Rows, labels, view numbers and inputs of these steps."""
-    chosen, again = itertools.tee(_batch(job, step) for step in steps)
+    """Rows, labels, view numbers and inputs of these steps, or of `places` in each."""
+
+    def cut(step: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        (rows, labels, views), own = _batch(job, step), places(step)
+        return rows[own], labels[own], views[own]
+
+    chosen, again = itertools.tee(map(cut, steps))
     inputs = job.samples.batches((rows, views) for rows, _, views in again)
     for (rows, labels, views), made in zip(chosen, inputs, strict=True):
         yield rows, labels, views, made.to(job.device)
@@ -332,7 +407,8 @@ def _forward(
     assert isinstance(job.samples, PixelSamples), "detectors train on pixels"
     boxes = job.samples.boxes(rows, views).to(job.device)
     logits = job.classifier.head(feature_map.mean(dim=(2, 3)))
-    return logits, job.classifier.backbone.box_loss(branches, boxes)  # type: ignore[operator]
+    loss = job.classifier.backbone.box_loss(branches, boxes, ranks.total)  # type: ignore[operator]
+    return logits, loss
 
 
 def precision(wanted: bool, device: str) -> contextlib.AbstractContextManager[Any]:
@@ -374,7 +450,12 @@ def outputs(classifier: Classifier, samples: Samples, rows: np.ndarray) -> tuple
 
 def _validate(job: Job) -> dict[str, float]:
     """Unweighted classification loss, so that runs of differing balance compare."""
-    logits, _ = outputs(job.classifier, job.samples, job.validation.rows)
+    rows = job.validation.rows
+    own = ranks.share(len(rows), EVALUATION_BATCH)  # the same batches, whoever runs them
+    logits = torch.zeros(len(rows), job.classifier.classes)
+    if len(own):
+        logits[own] = outputs(job.classifier, job.samples, rows[own])[0]
+    logits = ranks.total(logits)
     labels = torch.from_numpy(job.validation.labels)
     targets = soft_labels(labels, job.classifier.classes)
     loss = classification_loss(logits, targets, gamma=job.settings.focal_gamma)

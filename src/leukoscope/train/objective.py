@@ -13,17 +13,23 @@ def soft_labels(labels: Tensor, classes: int) -> Tensor:
     return one_hot(labels, classes).float()
 
 
-def mixup(
-    images: Tensor, targets: Tensor, alpha: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Images (n, …) and soft labels (n, k), each mixed with those of a random partner.
+def mixing(n: int, alpha: float, rng: np.random.Generator) -> tuple[float, np.ndarray]:
+    """The weight of a batch, from Beta(alpha, alpha) (Zhang et al. 2018, eq. 1), and the partner
+    of each of its n images."""
+    return float(rng.beta(alpha, alpha)), rng.permutation(n)
 
-    One weight a batch, drawn from Beta(alpha, alpha) (Zhang et al. 2018, eq. 1).
-    """
-    weight = float(rng.beta(alpha, alpha))
-    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    mixed = images * weight + images[partner] * (1 - weight)
-    return mixed, targets * weight + targets[partner.to(targets.device)] * (1 - weight)
+
+def mixup(
+    images: Tensor, targets: Tensor, weight: float, partner: np.ndarray, n: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The first n (or all) of images (m, …) and soft labels (m, k), each with `weight` mixed with
+    that of its partner (n,)."""
+
+    def mixed(values: Tensor) -> Tensor:
+        other = values[torch.from_numpy(partner).to(values.device)]
+        return values[:n] * weight + other * (1 - weight)
+
+    return mixed(images), mixed(targets)
 
 
 def classification_loss(

@@ -10,13 +10,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from leukoscope.cluster import Spread
 from leukoscope.compat import import_timm, onnx_session
 from leukoscope.files import explain_os_errors
 from leukoscope.imaging.augmentation import augment_masks, view_generator
@@ -168,18 +169,21 @@ def feature_samples(
     form: InputFormat,
     identity: Mapping[str, object],
     device: str,
+    spread: Spread = ahead,
 ) -> FeatureSamples:
     """Run a frozen network, normalised images to (n, d), over every view of `table` (image, view)
     that isn't kept yet.
 
-    `identity` names the network and its weights: with the settings it keys what is kept.
+    `identity` names the network and its weights: with the settings it keys what is kept. `spread`:
+    over a cluster, whose workers compute on CPUs.
     """
     size = size_of(files, settings)
     identity = {**identity, "timm": import_timm().__version__, "device": device.split(":")[0]}
     cache = ArrayCache("features", {**settings.key(), "size": size, **identity})
-    extract = _Extractor(network, form, device)
+    extract = _Extractor(network, form, device, size)
     wanted = _blocks(table, files)
-    fill(files.values(), lambda f: wanted[f.sha256], settings, size, cache, extract, "Features")
+    fill(files.values(), lambda f: wanted[f.sha256], settings, size, cache, extract, "Features",
+         spread)  # fmt: skip
     hashes = [files[image].sha256 for image in table["image"]]
     first = get(cache, hashes[0], int(table["view"].iloc[0]))
     # Unlinked at once, so that a killed run leaves nothing behind; written, not mapped, since
@@ -239,39 +243,28 @@ class _Extractor:
     """uint8 views (n, h, w, 3) to features (n, d) float32 of a frozen network.
 
     By ONNX Runtime on a CPU, several times as fast as torch there; by torch on a GPU. Built at the
-    first call, since a run whose features are all kept needs neither.
+    first call, since a run whose features are all kept needs neither. Sent to another machine, it
+    is its graph that goes.
     """
 
-    def __init__(self, network: nn.Module, form: InputFormat, device: str) -> None:
-        self.network, self.form, self.device = network, form, device
+    def __init__(
+        self, network: nn.Module, form: InputFormat, device: str, size: tuple[int, int]
+    ) -> None:
+        self.network, self.form, self.device, self.size = network, form, device, size
         self.run: Run | None = None
         self.lock = threading.Lock()
 
     def __call__(self, views: np.ndarray) -> np.ndarray:
         with self.lock:
             if self.run is None:
-                size = (views.shape[1], views.shape[2])
-                self.run = self._onnx(size) if self.device == "cpu" else self._torch()
+                self.run = self._onnx(self.size) if self.device == "cpu" else self._torch()
         return self.run(views).astype(np.float32, copy=False)
 
-    def _onnx(self, size: tuple[int, int]) -> Run:
-        """One view at a time on the thread that asks: it stays in the core's cache, which is twice
-        as fast as 16 together, and its features can't depend on its neighbours."""
-        graph = to_onnx(self.network, size, ("features",))
-        session = onnx_session(graph, threads=1, one_image=True)
-        levels = torch.arange(256).div(255).expand(1, 3, 1, 256)
-        values = np.ascontiguousarray(normalise(levels, self.form)[0, :, 0].numpy())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._onnx(self.size).__reduce__()
 
-        def run(views: np.ndarray) -> np.ndarray:
-            image = np.empty((1, 3, *size), np.float32)
-            found = []
-            for view in views:
-                for channel, plane in enumerate(image[0]):
-                    np.take(values[channel], view[..., channel], out=plane, mode="clip")
-                found.append(session.run(None, {"images": image})[0])
-            return np.concatenate(found)
-
-        return run
+    def _onnx(self, size: tuple[int, int]) -> _OnnxRun:
+        return _OnnxRun(to_onnx(self.network, size, ("features",)), size, self.form)
 
     def _torch(self) -> Run:
         network = self.network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -282,3 +275,30 @@ class _Extractor:
                 return network(normalise(images.float().div_(255), self.form)).float().cpu().numpy()
 
         return run
+
+
+class _OnnxRun:
+    """One view at a time on the thread that asks: it stays in the core's cache, which is twice as
+    fast as 16 together, and its features can't depend on its neighbours."""
+
+    def __init__(self, graph: bytes, size: tuple[int, int], form: InputFormat) -> None:
+        self.given, self.size = (graph, size, form), size
+        self.session: Any = None  # built where it runs; Ray's client passes it on unused
+        self.lock = threading.Lock()
+        levels = torch.arange(256).div(255).expand(1, 3, 1, 256)
+        self.values = np.ascontiguousarray(normalise(levels, form)[0, :, 0].numpy())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OnnxRun, self.given
+
+    def __call__(self, views: np.ndarray) -> np.ndarray:
+        with self.lock:
+            if self.session is None:
+                self.session = onnx_session(self.given[0], threads=1, one_image=True)
+        image = np.empty((1, 3, *self.size), np.float32)
+        found = []
+        for view in views:
+            for channel, plane in enumerate(image[0]):
+                np.take(self.values[channel], view[..., channel], out=plane, mode="clip")
+            found.append(self.session.run(None, {"images": image})[0])
+        return np.concatenate(found).astype(np.float32, copy=False)

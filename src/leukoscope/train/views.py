@@ -7,8 +7,9 @@ protocol and arm sees the same views and what one run made serves the next.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leukoscope.cluster import Spread
 from leukoscope.errors import InputError, UnreadableError
 from leukoscope.imaging.augmentation import augment, view_generator
 from leukoscope.imaging.cells import main_nucleus
@@ -24,6 +26,7 @@ from leukoscope.imaging.pipeline import apply
 from leukoscope.imaging.read import read_bytes, read_bytes_image, read_image
 from leukoscope.parallel import ahead
 from leukoscope.progress import track
+from leukoscope.train import ranks
 from leukoscope.train.cache import ArrayCache
 
 BLOCKS = ("original", "augmented")  # view 0, and views 1 to count - 1
@@ -122,33 +125,45 @@ def fill(
     cache: ArrayCache,
     make: Maker,
     description: str,
+    spread: Spread = ahead,
 ) -> None:
     """Make every missing block of every image and keep it, one image a thread.
 
     size: height and width that every image must have after preprocessing (InputError otherwise).
+    Processes that train together make a share each; those that keep them elsewhere then the rest.
 
     Each thread computes alone: images are many and small, so that splitting one image's work
     between cores would cost more than it gains.
     """
-    todo: dict[str, tuple[ImageFile, list[str]]] = {}  # by content: copies are made once
-    for image in images:
-        wanted = [b for b in blocks(image) if cache.get(image.sha256, b) is None]
+    asked = {image.sha256: (image, blocks(image)) for image in images}  # copies are made once
+    places = ranks.share(len(asked))
+    own = dict(list(asked.items())[places[0] : places[-1] + 1]) if len(places) else {}
+    for some in (own, asked) if ranks.world() > 1 else (asked,):
+        with ranks.together():
+            _fill(some, settings, size, cache, make, description, spread)
+
+
+def _fill(
+    asked: Mapping[str, tuple[ImageFile, Sequence[str]]],
+    settings: ViewSettings,
+    size: tuple[int, int],
+    cache: ArrayCache,
+    make: Maker,
+    description: str,
+    spread: Spread,
+) -> None:
+    todo = []
+    for image, blocks in asked.values():
+        wanted = [b for b in blocks if cache.get(image.sha256, b) is None]
         if wanted:
-            todo[image.sha256] = (image, wanted)
-
-    def work(item: tuple[ImageFile, list[str]]) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
-        image, wanted = item
-        pixels = prepare(image, settings)
-        views = {"original": lambda: make(pixels[None]),
-                 "augmented": lambda: make(augmented(pixels, image.sha256, settings)),
-                 NUCLEUS: lambda: nucleus_mask(image, settings)[None]}  # fmt: skip
-        return pixels.shape, {block: views[block]() for block in wanted}
-
+            todo.append((image, wanted))
+    if not todo:
+        return
     # Asking fixes this thread's own number before the workers' one becomes everybody's default.
     torch.get_num_threads()
-    made = ahead(work, todo.values(), start=lambda: torch.set_num_threads(1))
+    made = spread(partial(_made, settings, make), todo, start=lambda: torch.set_num_threads(1))
     for (image, _), (found, arrays) in track(
-        zip(todo.values(), made, strict=True), description, total=len(todo)
+        zip(todo, made, strict=True), description, total=len(todo)
     ):
         if found[:2] != size:
             raise InputError(
@@ -159,6 +174,18 @@ def fill(
             )
         for block, array in arrays.items():
             cache.put(image.sha256, block, array)
+
+
+def _made(
+    settings: ViewSettings, make: Maker, item: tuple[ImageFile, list[str]]
+) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
+    """The shape of an image after preprocessing, and the blocks that are wanted of it."""
+    image, wanted = item
+    pixels = prepare(image, settings)
+    views = {"original": lambda: make(pixels[None]),
+             "augmented": lambda: make(augmented(pixels, image.sha256, settings)),
+             NUCLEUS: lambda: nucleus_mask(image, settings)[None]}  # fmt: skip
+    return pixels.shape, {block: views[block]() for block in wanted}
 
 
 def get(cache: ArrayCache, sha256: str, view: int) -> np.ndarray:
