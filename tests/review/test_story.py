@@ -239,9 +239,10 @@ def _read_the_log(page: Any, address: str) -> None:
     page.goto(f"{address}/audit")
     earlier = page.get_by_role("button", name="Show earlier ones")
     while earlier.count():  # the office's other stories stand in the log too
-        rows = page.locator("tbody tr").count()
+        oldest = page.locator("tbody td.num").last.inner_text()
         earlier.click()
-        page.locator("tbody tr").nth(rows).wait_for()
+        js = "n => [...document.querySelectorAll('tbody td.num')].at(-1).textContent !== n"
+        page.wait_for_function(js, arg=oldest)
     log = page.locator("main").inner_text()
     for action in ("create case", "upload", "label", "undo", "comment", "sign", "export", "amend"):
         assert action in log, action

@@ -70,7 +70,8 @@ def create_app(settings: Settings) -> FastAPI:
     state.settings, state.database, state.reader, state.model_id = (
         settings, database, reader, model.id,
     )  # fmt: skip
-    state.lock, state.decoder = lock, Decoder(settings.limits, reader.contract)
+    # As a file, since its second closing does no harm.
+    state.lock, state.decoder = os.fdopen(lock), Decoder(settings.limits, reader.contract)
     state.blobs = Blobs(settings.folder, state.decoder)
     with database.read() as session:
         state.blobs.tidy(intake.receiving(session))
@@ -100,7 +101,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.jobs.stop()
         app.state.decoder.close()
         app.state.database.close()
-        os.close(app.state.lock)
+        app.state.lock.close()
 
 
 def _answer_errors(app: FastAPI) -> None:

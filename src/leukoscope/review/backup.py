@@ -7,6 +7,7 @@ while the server works; images are never changed once stored, so they are copied
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
 import json
@@ -14,14 +15,24 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, DateTime, MetaData, Select, Table, func, select, text
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    LargeBinary,
+    MetaData,
+    Select,
+    Table,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.orm import Session
 
 import leukoscope
@@ -149,7 +160,7 @@ def _write_table(
     rows = connection.execute(_ordered(table), execution_options={"yield_per": CHUNK})
     with archive.open(_member(table.name), "w", force_zip64=True) as member:
         for row in rows.mappings():
-            line = json.dumps(dict(row), default=_moment, ensure_ascii=False).encode() + b"\n"
+            line = json.dumps(dict(row), default=_text, ensure_ascii=False).encode() + b"\n"
             member.write(line)
             digest.update(line)
             count += 1
@@ -168,8 +179,10 @@ def _member(name: str) -> str:
     return f"tables/{name}.ndjson"
 
 
-def _moment(value: Any) -> str:
-    """A time in UTC; SQLite gives it without a zone."""
+def _text(value: Any) -> str:
+    """Bytes in base 64; a time in UTC, as SQLite gives it without a zone."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
     if not isinstance(value, datetime.datetime):
         raise TypeError(f"a {type(value).__name__} can't be backed up")
     known = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
@@ -320,21 +333,27 @@ def _read_tables(
     if {table.name for table in tables} != set(manifest.tables):
         raise _damaged(source, "it has other tables than its version")
     for table in tables:
-        moments = [column.name for column in table.columns if isinstance(column.type, DateTime)]
+        readers = {
+            column.name: read
+            for column in table.columns
+            for kind, read in READ
+            if isinstance(column.type, kind)
+        }
         with archive.open(_member(table.name)) as member:
-            while rows := [_row(line, moments) for line in islice(member, CHUNK)]:
+            while rows := [_row(line, readers) for line in islice(member, CHUNK)]:
                 connection.execute(table.insert(), rows)
         if connection.dialect.name == "postgresql":
             _count_on(connection, table)
     migrate(connection, "head")
 
 
-def _row(line: bytes, moments: list[str]) -> dict[str, Any]:
+READ = ((DateTime, datetime.datetime.fromisoformat), (LargeBinary, base64.b64decode))
+"""What makes a column's values of what `_text` wrote."""
+
+
+def _row(line: bytes, readers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
     row: dict[str, Any] = json.loads(line)
-    for name in moments:
-        if row[name] is not None:
-            row[name] = datetime.datetime.fromisoformat(row[name])
-    return row
+    return row | {name: read(row[name]) for name, read in readers.items() if row[name] is not None}
 
 
 def _count_on(connection: Connection, table: Table) -> None:

@@ -76,5 +76,5 @@ def text(value: str, field: str, *, most: int, least: int = 0, lines: bool = Fal
 
 def clean(name: str) -> str:
     """A name to show: its path without steps upwards, from the end where it is long."""
-    parts = [p for p in name.replace("\\", "/").split("/") if p.strip() not in {"", ".", ".."}]
+    parts = [p for p in name.replace("\\", "/").split("/") if p.strip(". ")]
     return text("/".join(parts)[-255:], "name", least=1, most=255)
