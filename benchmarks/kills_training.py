@@ -276,7 +276,8 @@ def _timeless(path: Path) -> bytes:
         return pd.read_csv(path).drop(columns="seconds").to_csv().encode()
     if path.name in {"contract.json", "environment.json"}:
         values = json.loads(path.read_bytes())
-        for key in ("created", "started", "seconds", "training_seconds", "command"):
+        # `sha256` is the contract's own seal, over its date too.
+        for key in ("created", "started", "seconds", "training_seconds", "command", "sha256"):
             values.pop(key, None)
         return json.dumps(values, sort_keys=True).encode()
     return path.read_bytes()

@@ -452,6 +452,7 @@ def _mnist_parts(src: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
                 found = True
                 pictures, numbers = archive[f"{part}_images"], archive[f"{part}_labels"].ravel()
                 shaped = pictures.ndim in {3, 4} and pictures.shape[3:] in {(), (3,)}
+                shaped = shaped and 0 not in pictures.shape[1:3]
                 if not (shaped and pictures.dtype == np.uint8 and len(pictures) == len(numbers)):
                     raise ValueError("images are not uint8 (n, side, side, 3) with n labels")
                 if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(BLOODMNIST):

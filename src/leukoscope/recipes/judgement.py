@@ -139,6 +139,9 @@ def _whole_numbers(frame: pd.DataFrame) -> pd.DataFrame:
 def _read_csv(path: Path, fix: str) -> pd.DataFrame:
     text = dict.fromkeys(_TEXT, str)
     try:
+        with path.open("rb") as binary:
+            if any(b"\0" in piece for piece in iter(lambda: binary.read(2**20), b"")):
+                raise ValueError("it holds NUL characters, so it is no text")
         with path.open(encoding="utf-8-sig") as handle:
             header = handle.readline()
         separator = max(",;\t", key=header.count)

@@ -75,6 +75,8 @@ def text(value: str, field: str, *, most: int, least: int = 0, lines: bool = Fal
 
 
 def clean(name: str) -> str:
-    """A name to show: its path without steps upwards, from the end where it is long."""
+    """A name to show: its path without steps upwards, from the end where it is long; without marks
+    that turn the writing round, behind which an ending can hide."""
+    name = "".join(c for c in name if unicodedata.category(c) != "Cf")
     parts = [p for p in name.replace("\\", "/").split("/") if p.strip(". ")]
     return text("/".join(parts)[-255:], "name", least=1, most=255)
