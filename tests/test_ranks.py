@@ -155,11 +155,12 @@ def test_two_hosts_train_as_one(folder: Path) -> None:
     with two_hosts() as (here, there, first, second):
         env = environment(LEUKOSCOPE_CACHE=str(folder / "cache"), GLOO_SOCKET_IFNAME="cable")
         meet = ("--nnodes", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{first}:29400")
-        other = torchrun(SCRIPT, folder / "hosts", "gradients",
-                         nodes=(*meet, "--local-addr", second))  # fmt: skip
+        # Which of them is HEAD is said: torchrun guesses it from what the host's name resolves to.
+        head = (*meet, "--local-addr", first, "--rdzv-conf", "is_host=1")
+        worker = (*meet, "--local-addr", second, "--rdzv-conf", "is_host=0")
+        other = torchrun(SCRIPT, folder / "hosts", "gradients", nodes=worker)
         with background([*there, *other], env):
-            own = torchrun(SCRIPT, folder / "hosts", "gradients",
-                           nodes=(*meet, "--local-addr", first))  # fmt: skip
+            own = torchrun(SCRIPT, folder / "hosts", "gradients", nodes=head)
             finished([*here, *own], env=env)
     name = "gradients-cnn.safetensors"
     assert apart(folder / "one" / name, folder / "hosts" / name) < 1e-10
