@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,12 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = _checked(url)
         sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine: Engine = create_engine(self.url, pool_pre_ping=not sqlite, pool_size=10)
+        # As many connections as requests have threads; what a statement was given is never logged.
+        self.engine: Engine = create_engine(
+            self.url, pool_pre_ping=not sqlite, pool_size=10, max_overflow=30, hide_parameters=True
+        )
+        # Threads of this process wait here, in turn, rather than by asking SQLite again and again.
+        self._turn = threading.RLock()
         if sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -47,7 +53,7 @@ class Database:
         and no two locks can ever be taken in the wrong one. Keep it short: read files and run
         models outside. A refused password is committed all the same (`Unauthenticated.recorded`).
         """
-        with Session(self._writing, expire_on_commit=False) as session:
+        with self._turn, Session(self._writing, expire_on_commit=False) as session:
             try:
                 yield session
             except LeukoscopeError as problem:

@@ -20,6 +20,7 @@ from leukoscope.review import audit, cases, files, intake
 from leukoscope.review.blobs import Blobs, png
 from leukoscope.review.cases import NewCell
 from leukoscope.review.database import Database
+from leukoscope.review.metrics import Metrics
 from leukoscope.review.reading import said
 from leukoscope.review.schema import Cell, Job, Upload, User
 from leukoscope.review.settings import Settings
@@ -37,7 +38,8 @@ PROBLEM = "It can't be processed; the server's log has more"
 @dataclass(frozen=True)
 class Tools:
     """What jobs work with. `check` is called between steps and raises where the server stops;
-    `pause` waits so many seconds, or until then."""
+    `pause` waits so many seconds, or until then; `pass_on` is called where all that was read is
+    written, and raises where it is another person's turn."""
 
     settings: Settings
     database: Database
@@ -46,6 +48,8 @@ class Tools:
     blobs: Blobs
     check: Callable[[], None]
     pause: Callable[[float], object]
+    pass_on: Callable[[Job], None]
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,16 @@ def take_in(tools: Tools, job: Job, by: User) -> None:
         for upload in uploads:
             if upload.id in archives:
                 _unpack(tools, job, by, upload)
+                tools.pass_on(job)
         batch = Batch()
         images = [upload for upload in uploads if upload.id not in archives]
         for upload, found in ahead(partial(_open, tools), images, DEPTH):
             batch.uploads[upload.id] = _collect(tools, job, by, batch, upload, found)
             if batch.full:
                 batch = _write(tools, job, by, batch)
+                tools.pass_on(job)
         _write(tools, job, by, batch)
+        tools.pass_on(job)
 
 
 def _received(tools: Tools, case_id: str) -> list[Upload]:
@@ -243,6 +250,7 @@ def _write(tools: Tools, job: Job, by: User, batch: Batch) -> Batch:
         for upload_id, fared in batch.uploads.items():
             session.execute(update(Upload).where(Upload.id == upload_id).values(**fared))
         session.get_one(Job, job.id).done += len(batch.uploads)
+    tools.metrics.cells.inc(len(batch.cells))
     batch.cells.clear()
     batch.uploads.clear()
     batch.since = time.monotonic()
@@ -272,6 +280,7 @@ def read_again(tools: Tools, job: Job, by: User) -> None:
     for start in range(0, len(missing), TOGETHER):
         tools.check()
         _read_again(tools, job, by, [(i, hashes[i]) for i in missing[start : start + TOGETHER]])
+        tools.pass_on(job)
     with tools.database.begin() as session:
         cases.use_model(session, by, case_id, tools.model_id)
 
@@ -285,3 +294,4 @@ def _read_again(tools: Tools, job: Job, by: User, cells: Sequence[tuple[int, str
     with tools.database.begin() as session:
         cases.add_readings(session, by, str(job.case_id), tools.model_id, found)
         session.get_one(Job, job.id).done += len(found)
+    tools.metrics.cells.inc(len(found))

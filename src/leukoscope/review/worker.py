@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -13,6 +14,7 @@ from leukoscope.errors import LeukoscopeError
 from leukoscope.review import audit, jobs, work
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
+from leukoscope.review.metrics import Metrics
 from leukoscope.review.schema import Case, Job, Upload, User
 from leukoscope.review.settings import Settings
 
@@ -22,23 +24,35 @@ PATIENCE = 5.0  # seconds until the table is looked at without being asked
 WORK = {"intake": work.take_in, "reread": work.read_again}
 
 
+TURN = 2.0  # seconds of work for one person while others wait, and what is begun after them
+
+
 class Stopped(Exception):  # noqa: N818 - no error: the job waits
-    """The server stops; the job goes on after the next start."""
+    """The server stops, or it is somebody else's turn; the job goes on later."""
 
 
 class Worker:
     """One thread (final). What was interrupted is taken up at the next start."""
 
     def __init__(
-        self, settings: Settings, database: Database, reader: Reader, model_id: int, blobs: Blobs
+        self,
+        settings: Settings,
+        database: Database,
+        reader: Reader,
+        model_id: int,
+        blobs: Blobs,
+        metrics: Metrics,
     ) -> None:
         self.database = database
         self._asked = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.tools = work.Tools(
-            settings, database, reader, model_id, blobs, self._check, self._stopping.wait
-        )
+            settings, database, reader, model_id, blobs, self._check, self._stopping.wait,
+            self._pass_on, metrics,
+        )  # fmt: skip
+        self._served: dict[int, float] = {}  # by user, when their last turn ended
+        self._began = 0.0
 
     def start(self) -> None:
         """Take up what was interrupted, then wait for more."""
@@ -53,6 +67,11 @@ class Worker:
         if self._thread is not None:
             self._thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, unless it was told to stop."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wake(self) -> None:
         """There is something to do."""
         self._asked.set()
@@ -62,18 +81,21 @@ class Worker:
             self._asked.clear()
             try:
                 self._work()
-            except SQLAlchemyError:
-                log.exception("the worker lost the database; it tries again")
+            except Exception:  # whatever it was, other jobs must not wait for ever
+                self.tools.metrics.restarts.inc()
+                log.exception("the worker failed, most likely for the database; it begins anew")
             self._asked.wait(PATIENCE)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
             with self.database.begin() as session:
-                job = jobs.begin(session)
+                job = jobs.begin(session, self._served)
                 by = session.get_one(User, job.user_id) if job else None
             if job is None or by is None:
                 return
+            self._began = time.monotonic()
             self._do(job, by)
+            self._served[job.user_id] = time.monotonic()
 
     def _do(self, job: Job, by: User) -> None:
         if job.arguments["attempts"] > ATTEMPTS:
@@ -110,6 +132,12 @@ class Worker:
             if state == "failed":
                 case = session.get(Case, job.case_id)
                 audit.record(session, "server", "failed job", case, kind=job.kind, error=error)
+
+    def _pass_on(self, job: Job) -> None:
+        if time.monotonic() - self._began > TURN:
+            with self.database.read() as session:
+                if jobs.others_wait(session, job.user_id):
+                    raise Stopped
 
     def _check(self) -> None:
         if self._stopping.is_set():

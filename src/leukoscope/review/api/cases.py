@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from sqlalchemy import select
 
-from leukoscope.review import cases, jobs
+from leukoscope.review import access, cases, jobs
 from leukoscope.review.api import models
 from leukoscope.review.api.common import Db, Reviewer, Viewer
 from leukoscope.review.api.errors import documented
@@ -60,7 +60,7 @@ def edit(case_id: str, given: models.CaseChange, by: Reviewer, db: Db) -> Case:
 def reread(case_id: str, by: Reviewer, request: Request, db: Db) -> Job:
     """Have the served model read all cells of an open case; what others said stays."""
     with db.begin() as session:
-        job = jobs.order(session, by, "reread", case_id)
+        job = jobs.order(session, by, "reread", case_id, access.settings(request))
     request.app.state.jobs.wake()
     return job
 

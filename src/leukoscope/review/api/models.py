@@ -460,8 +460,17 @@ class Quality(BaseModel):
 
 
 class Health(BaseModel):
-    """`database`: ok."""
+    """The server is alive; which model it serves."""
 
     status: Literal["ok"]
     version: str
     model: str
+
+
+class Ready(BaseModel):
+    """The parts that work: all of them, or the answer is another one."""
+
+    database: Literal["ok"]
+    folder: Literal["ok"]
+    model: Literal["ok"]
+    worker: Literal["ok"]

@@ -31,8 +31,7 @@ Version = Annotated[int, Query(ge=1, le=2**31 - 1)]
 )
 def sign(case_id: str, given: models.NewSignature, by: Reviewer, db: Db) -> Signature:
     """Sign a case as it was seen, with the password once more; it is locked from then on."""
-    with db.begin() as session:
-        return signing.sign(session, by, case_id, given.revision_seen, given.password)
+    return signing.sign(db, by, case_id, given.revision_seen, given.password)
 
 
 @router.post("/cases/{case_id}/amend", response_model=models.Case, responses=documented(404, 409))

@@ -76,13 +76,15 @@ def one(upload_id: str, by: Viewer, db: Db) -> models.Upload:  # noqa: ARG001
 )
 async def append(
     upload_id: str,
-    by: Reviewer,  # noqa: ARG001
+    by: Reviewer,
     request: Request,
     db: Db,
     offset: Annotated[int, Query(ge=0)],
 ) -> models.Upload:
     """Send bytes from `offset` on, which must be the number received so far."""
-    await intake.append(db, request.app.state.blobs, upload_id, offset, request.stream())
+    state = request.app.state
+    with state.streams.inside(by.id):
+        await intake.append(db, state.blobs, upload_id, offset, request.stream())
     return await run_sync(_present, db, upload_id)
 
 

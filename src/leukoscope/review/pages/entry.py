@@ -56,8 +56,7 @@ def accept(
         link = accounts.invitation(session, token)
         owner = accounts.find_user(session, link.user_id) if link.user_id else None
     try:
-        with database.begin() as session:
-            accounts.accept(session, token, name, password)
+        accounts.accept(database, token, name, password)
     except LeukoscopeError as problem:
         return _welcome(request, token, link.role, owner.name if owner else "", problem)
     return _enter(request, name, password, "/cases")
@@ -135,8 +134,7 @@ def password(
 ) -> Response:
     """Another password; all sessions end, this one goes on anew."""
     try:
-        with database.begin() as session:
-            accounts.change_password(session, user, old, new)
+        accounts.change_password(database, user, old, new)
     except LeukoscopeError as problem:
         return _account(request, user, database, problem)
     return _enter(request, user.name, new, "/account")

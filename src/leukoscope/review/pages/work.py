@@ -149,7 +149,7 @@ def edit(
 def reread(request: Request, user: Reviewer, case_id: str, database: Data) -> Response:
     """Have the model that is served now read the case again; what others said stays."""
     with database.begin() as session:
-        jobs.order(session, user, "reread", case_id)
+        jobs.order(session, user, "reread", case_id, access.settings(request))
     request.app.state.jobs.wake()
     return seen(f"/cases/{case_id}/images")
 
@@ -224,8 +224,7 @@ def sign(
 ) -> Response:
     """Sign what was seen."""
     try:
-        with database.begin() as session:
-            signing.sign(session, user, case_id, revision, password)
+        signing.sign(database, user, case_id, revision, password)
     except LeukoscopeError as problem:
         return _report(request, user, database, case_id, problem=problem)
     return seen(f"/cases/{case_id}/report")
