@@ -21,6 +21,11 @@ _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _POLLED = ("/changes", "/jobs")
 
 
+async def given_database(request: Request) -> Database:
+    """The database of this server, as a dependency: async, or it took a thread's time."""
+    return database(request)
+
+
 def database(request: Request) -> Database:
     """The database of this server."""
     found: Database = request.app.state.database

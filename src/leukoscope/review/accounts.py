@@ -10,9 +10,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import secrets
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -29,7 +26,6 @@ from leukoscope.review.problems import (
     Conflict,
     Forbidden,
     NotFound,
-    TooMany,
     Unauthenticated,
     text,
 )
@@ -44,8 +40,6 @@ SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 256
 ADMINISTRATOR: Role = "administrator"
 
 _hasher = PasswordHasher()
-_hashing = threading.BoundedSemaphore(2)
-_places = threading.BoundedSemaphore(16)  # those hashing and those waiting: fewer than threads
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ def accept(database: Database, token: str, name: str, password: str) -> User:
     """Make the account of an invitation, or give a new password; the link ends with it.
 
     InputError where the name is taken or the password too weak. For a new password `name` is only
-    compared: the link belongs to one account. TooMany as in `compare`.
+    compared: the link belongs to one account.
     """
     with database.read() as session:
         invitation(session, token)  # before anything is hashed for a stranger
@@ -178,7 +172,7 @@ def _accept(session: Session, token: str, name: str, hashed: str) -> User:
 def compare(database: Database, who: User | str, password: str) -> Compared:
     """Compare a password with that of an account or name; an unknown name takes as long.
 
-    Call it outside of any transaction. TooMany where many others wait for the same.
+    Call it outside of any transaction.
     """
     with database.read() as session:
         user = _by_name(session, who) if isinstance(who, str) else session.get(User, who.id)
@@ -215,7 +209,7 @@ def check_password(session: Session, user: User | None, found: Compared, address
 
 
 def change_password(database: Database, by: User, old: str, new: str) -> None:
-    """Replace the own password; all sessions and tokens of the account end. TooMany: `compare`."""
+    """Replace the own password; all sessions and tokens of the account end."""
     found = compare(database, by, old)
     hashed = _new_password(by.name, new) if found.right else ""
     with database.begin() as session:
@@ -231,10 +225,7 @@ def change_password(database: Database, by: User, old: str, new: str) -> None:
 
 
 def log_in(database: Database, name: str, password: str, address: str = "") -> str:
-    """The token of a new session; Unauthenticated where name or password is wrong, or locked.
-
-    TooMany as in `compare`.
-    """
+    """The token of a new session; Unauthenticated where name or password is wrong, or locked."""
     found = compare(database, name, password)
     token = secrets.token_urlsafe(32)
     with database.begin() as session:
@@ -453,29 +444,13 @@ def _new_password(name: str, password: str) -> str:
     return _hash(password)
 
 
-@contextmanager
-def _turn() -> Iterator[None]:
-    """A hash takes 64 MiB and every core for a moment: few are made at once, and few wait."""
-    if not _places.acquire(blocking=False):
-        raise TooMany(
-            "Many people give their password at this moment", fix="Try again in a moment.", wait=2
-        )
-    try:
-        with _hashing:
-            yield
-    finally:
-        _places.release()
-
-
 def _hash(password: str) -> str:
-    with _turn():
-        return _hasher.hash(password.encode(errors="replace"))
+    return _hasher.hash(password.encode(errors="replace"))
 
 
 def _verified(hashed: str, password: str) -> bool:
     try:
-        with _turn():
-            return _hasher.verify(hashed, password[:LONGEST_PASSWORD].encode(errors="replace"))
+        return _hasher.verify(hashed, password[:LONGEST_PASSWORD].encode(errors="replace"))
     except VerifyMismatchError:
         return False
 

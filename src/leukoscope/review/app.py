@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -25,7 +26,7 @@ from leukoscope.review import accounts, api, cases, logs, pages
 from leukoscope.review.api import errors
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
-from leukoscope.review.limits import Bounded, Gate
+from leukoscope.review.limits import THREADS, Bounded, Gate
 from leukoscope.review.metrics import Metrics, Observed
 from leukoscope.review.references import References
 from leukoscope.review.security import Attempts, Guard, secret_of
@@ -92,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
     app.state.jobs.start()
     try:
         yield

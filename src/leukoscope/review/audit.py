@@ -42,8 +42,10 @@ def record(
     **details: Any,
 ) -> Entry:
     """Write one line. `details` must be JSON; of a case its model's hashes are written too."""
+    graph, contract = ("", "") if model is None else (model.sha256, model.contract_sha256)
     if model is None and case is not None:
-        model = session.get_one(Model, case.model_id)
+        hashes = select(Model.sha256, Model.contract_sha256).where(Model.id == case.model_id)
+        graph, contract = session.execute(hashes).one()
     head = session.get(Head, 1)
     if head is None:
         head = Head(id=1, entries=0, sha256=START)
@@ -54,8 +56,8 @@ def record(
         user=user if isinstance(user, str) else user.name,
         action=action,
         case_id=None if case is None else case.id,
-        model_sha256="" if model is None else model.sha256,
-        contract_sha256="" if model is None else model.contract_sha256,
+        model_sha256=graph,
+        contract_sha256=contract,
         details=json.dumps(details, sort_keys=True, ensure_ascii=False),
         previous=head.sha256,
     )

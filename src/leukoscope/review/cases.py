@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, exists, func, insert, or_, select, update
+from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from leukoscope.bundle.contract import Contract
@@ -25,6 +26,7 @@ EXTRA_LABELS = ("artefact", "unclassifiable")
 """What a reviewer may call a cell beside the model's classes; not counted in the differential."""
 STATES = ("open", "signed")
 FLAGS = ("novel", "doubtful", "")  # the order in which a reviewer should look
+_CLASSES: dict[tuple[URL, int], tuple[str, ...]] = {}
 CHUNK = 5_000  # parameters of one statement: SQLite and PostgreSQL allow about 32,000
 
 
@@ -141,8 +143,14 @@ def find_model(session: Session, model_id: int) -> Model:
 
 
 def classes(session: Session, case: Case) -> list[str]:
-    """The classes of the case's model, in the contract's order."""
-    return list(find_model(session, case.model_id).contract["classes"])
+    """The classes of the case's model, in the contract's order.
+
+    They never change, and the whole contract, 300 kB, would be read at every act of a reviewer.
+    """
+    key = (session.get_bind().engine.url, case.model_id)
+    if key not in _CLASSES:
+        _CLASSES[key] = tuple(find_model(session, case.model_id).contract["classes"])
+    return list(_CLASSES[key])
 
 
 # --- cases ----------------------------------------------------------------------------------------
@@ -484,6 +492,16 @@ def cells(session: Session, case_id: str, since: int = -1) -> list[CellView]:
         return (order.get(shown, last), shown, FLAGS.index(view.flag), view.confidence, view.id)
 
     return sorted(views, key=place)
+
+
+def labels(session: Session, case: Case) -> list[tuple[str, str]]:
+    """What the model and what the reviewer calls each cell of a case: all that a count needs."""
+    query = (
+        select(Reading.predicted, func.coalesce(Cell.label, Reading.predicted))
+        .join(Cell, Cell.id == Reading.cell_id)
+        .where(Cell.case_id == case.id, Reading.model_id == case.model_id)
+    )
+    return [(predicted, shown) for predicted, shown in session.execute(query)]
 
 
 def find_cell(session: Session, cell_id: int) -> Cell:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from leukoscope.errors import InputError, LeukoscopeError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-NEWEST = "0001"  # the last revision in migrations/versions
+NEWEST = "0003"  # the last revision in migrations/versions
 WRITER_LOCK = 0x6C65756B  # the number of our advisory lock in PostgreSQL: "leuk"
 BUSY_MS = 30_000
 
@@ -28,9 +28,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = _checked(url)
         sqlite = self.url.get_backend_name() == "sqlite"
-        # As many connections as requests have threads; what a statement was given is never logged.
+        # More connections than requests have threads; what a statement was given is never logged.
         self.engine: Engine = create_engine(
-            self.url, pool_pre_ping=not sqlite, pool_size=10, max_overflow=30, hide_parameters=True
+            self.url, pool_pre_ping=not sqlite, pool_size=10, max_overflow=10, hide_parameters=True
         )
         # Threads of this process wait here, in turn, rather than by asking SQLite again and again.
         self._turn = threading.RLock()

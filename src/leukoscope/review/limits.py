@@ -5,18 +5,24 @@ An honest refusal (429 with Retry-After) at once is better than an answer that c
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeVar
 
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from leukoscope.review.problems import TooMany
 
+Route = TypeVar("Route", bound=Callable[..., Any])
 ALIVE = "/health"
 """Answered however much there is to do."""
 
@@ -51,6 +57,44 @@ class Gate:
                 self._inside[key] -= 1
                 if not self._inside[key]:
                     del self._inside[key]
+
+
+THREADS = 6
+"""For requests: more would only wait for the interpreter's lock, and make each other wait for it
+after every call into the database. Some wait for the database's writer or disk instead."""
+_ASIDE = {"pictures": 500, "long": 50, "passwords": 16}  # how many may wait
+# Of each event loop its own.
+_LIMITERS: dict[str, RunVar[CapacityLimiter]] = {name: RunVar(name) for name in _ASIDE}
+
+
+def aside(
+    kind: Literal["pictures", "long", "passwords"], most: int = 2
+) -> Callable[[Route], Route]:
+    """A route whose work is slow waits for others of its kind, not in the way of the rest.
+
+    Corrections would otherwise wait behind the thumbnails of everybody who opens a case, or behind
+    passwords, each of which takes 64 MiB and every core for a moment. most: of that kind at once.
+    TooMany where very many wait.
+    """
+
+    def decorated(route: Route) -> Route:
+        @functools.wraps(route)
+        async def turned(*args: Any, **given: Any) -> Any:
+            try:
+                limiter = _LIMITERS[kind].get()
+            except LookupError:
+                limiter = CapacityLimiter(most)
+                _LIMITERS[kind].set(limiter)
+            if limiter.statistics().tasks_waiting >= _ASIDE[kind]:
+                raise TooMany(
+                    "Many people ask for the same at this moment", fix="Try again in a moment.",
+                    wait=2,
+                )  # fmt: skip
+            return await run_sync(functools.partial(route, *args, **given), limiter=limiter)
+
+        return turned  # type: ignore[return-value]  # awaited by FastAPI
+
+    return decorated
 
 
 class Bounded:

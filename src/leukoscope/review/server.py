@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -28,7 +29,13 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
             "Second reading, not a diagnosis.")  # fmt: skip
         # uvicorn's own log of requests would write addresses with their queries.
         options = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False,
-                                 server_header=False, timeout_graceful_shutdown=10)  # fmt: skip
+                                 server_header=False, timeout_graceful_shutdown=10,
+                                 # Longer than proxies keep idle connections, 60 s: or they would
+                                 # send into one that is being closed.
+                                 timeout_keep_alive=75)  # fmt: skip
+        # Whoever writes holds up all others, and would wait 5 ms for the interpreter after each of
+        # some 30 calls into the database while something else computes.
+        sys.setswitchinterval(0.005)
         uvicorn.Server(options).run(sockets=[listener])
 
 

@@ -29,8 +29,7 @@ def sign(
     """Sign a case as it was seen; it is locked from then on.
 
     Unauthenticated where the password is wrong (counted as at log-in). Conflict where the case is
-    signed, was changed since `revision_seen`, holds no cells, or is still being read. TooMany as in
-    `accounts.compare`.
+    signed, was changed since `revision_seen`, holds no cells, or is still being read.
     """
     found = compare(database, by, password)
     with database.begin() as session:

@@ -15,6 +15,7 @@ from leukoscope.review.access import watcher
 from leukoscope.review.api import models
 from leukoscope.review.api.common import Administrator, Db, Viewer
 from leukoscope.review.api.errors import Problem, answered, documented
+from leukoscope.review.limits import aside
 
 router = APIRouter(tags=["oversight"])
 health = APIRouter(tags=["oversight"])
@@ -34,6 +35,7 @@ def log(
 
 
 @router.get("/audit/verify", response_model=models.Verdict)
+@aside("long")
 def verify(
     by: Administrator,  # noqa: ARG001
     db: Db,
@@ -59,6 +61,7 @@ def log_of_case(
 
 
 @router.get("/quality", response_model=models.Quality, responses=documented(404))
+@aside("long")
 def over_time(
     by: Viewer,  # noqa: ARG001
     request: Request,

@@ -19,6 +19,7 @@ from leukoscope.review.api.models import (
     PersonChange,
     Token,
 )
+from leukoscope.review.limits import aside
 from leukoscope.review.schema import ApiToken, User
 from leukoscope.review.security import cross_site_token
 
@@ -26,6 +27,7 @@ router = APIRouter(tags=["people"])
 
 
 @router.post("/session", response_model=Me)
+@aside("passwords")
 def log_in(given: Credentials, request: Request, response: Response, db: Db) -> dict[str, object]:
     """Log in: sets the session's cookie."""
     token = access.log_in(request, given.name, given.password)
@@ -52,6 +54,7 @@ def log_out(by: InBrowser, request: Request, response: Response, db: Db) -> None
 
 
 @router.put("/session/password", status_code=204)
+@aside("passwords")
 def change_password(by: InBrowser, given: NewPassword, db: Db) -> None:
     """Change the own password; all own sessions end."""
     accounts.change_password(db, by, given.old, given.new)
@@ -88,6 +91,7 @@ def invite(given: NewInvitation, by: Administrator, request: Request, db: Db) ->
 @router.post(
     "/invitations/{token}", status_code=201, response_model=Person, responses=documented(404, 409)
 )
+@aside("passwords")
 def accept(token: str, given: Credentials, db: Db) -> User:
     """Make the account that a one-time link is for. Needs no log-in: the link is the key."""
     return accounts.accept(db, token, given.name, given.password)

@@ -16,6 +16,7 @@ from leukoscope.review.api import models
 from leukoscope.review.api.common import Db, Reviewer, Viewer, documented_file
 from leukoscope.review.api.errors import documented
 from leukoscope.review.blobs import Blobs
+from leukoscope.review.limits import aside
 from leukoscope.review.problems import NotFound
 from leukoscope.review.schema import Case, Model, Signature
 
@@ -29,6 +30,7 @@ Version = Annotated[int, Query(ge=1, le=2**31 - 1)]
     response_model=models.Signature,
     responses=documented(404, 409),
 )
+@aside("passwords")
 def sign(case_id: str, given: models.NewSignature, by: Reviewer, db: Db) -> Signature:
     """Sign a case as it was seen, with the password once more; it is locked from then on."""
     return signing.sign(db, by, case_id, given.revision_seen, given.password)
@@ -75,6 +77,7 @@ MEDIA = {
     responses=documented(404, 409)
     | documented_file("application/pdf", "application/zip", "application/fhir+json"),
 )
+@aside("long")
 def export(
     case_id: str,
     kind: Literal["pdf", "csv", "fhir", "retraining"],

@@ -15,6 +15,7 @@ from leukoscope.review.api import models
 from leukoscope.review.api.common import Db, Reviewer, Viewer, documented_file, picture
 from leukoscope.review.api.errors import documented
 from leukoscope.review.database import Database
+from leukoscope.review.limits import aside
 from leukoscope.review.problems import NotFound
 from leukoscope.review.schema import Upload
 
@@ -117,6 +118,7 @@ def abandon(upload_id: str, by: Reviewer, request: Request, db: Db) -> None:
     response_class=FileResponse,
     responses=documented(404) | documented_file("image/jpeg", "image/png", "image/gif"),
 )
+@aside("pictures")
 def image(upload_id: str, by: Viewer, request: Request, db: Db) -> FileResponse:  # noqa: ARG001
     """The file as a browser can show it: a field, or a single cell's image."""
     with db.read() as session:

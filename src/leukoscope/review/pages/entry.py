@@ -11,11 +11,12 @@ from leukoscope.review import access, accounts
 from leukoscope.review.access import current_user, needs, visitor
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
+from leukoscope.review.limits import aside
 from leukoscope.review.pages.render import page, seen
 from leukoscope.review.schema import User
 
 router = APIRouter()
-Data = Annotated[Database, Depends(access.database)]
+Data = Annotated[Database, Depends(access.given_database)]
 Visitor = Annotated[User | None, Depends(visitor)]
 Viewer = Annotated[User, Depends(current_user)]
 Browser = Annotated[User, Depends(needs("viewer", "session"))]
@@ -48,6 +49,7 @@ def _welcome(
 
 
 @router.post("/welcome/{token}")
+@aside("passwords")
 def accept(
     request: Request, token: str, database: Data, name: Text = "", password: Text = ""
 ) -> Response:
@@ -71,6 +73,7 @@ def login(request: Request, who: Visitor) -> Response:
 
 
 @router.post("/login")
+@aside("passwords")
 def enter(request: Request, name: Text = "", password: Text = "", next: Text = "") -> Response:  # noqa: A002
     """Log in, and on to where the visitor wanted to go."""
     try:
@@ -129,6 +132,7 @@ def _account(
 
 
 @router.post("/account/password")
+@aside("passwords")
 def password(
     request: Request, user: Browser, database: Data, old: Text = "", new: Text = ""
 ) -> Response:

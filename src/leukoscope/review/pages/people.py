@@ -13,7 +13,7 @@ from leukoscope.review.pages.render import page
 from leukoscope.review.schema import ROLES, User, now
 
 router = APIRouter(prefix="/people")
-Data = Annotated[Database, Depends(access.database)]
+Data = Annotated[Database, Depends(access.given_database)]
 Administrator = Annotated[User, Depends(needs("administrator"))]
 
 

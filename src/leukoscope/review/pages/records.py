@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 from leukoscope.review import access, audit, quality
 from leukoscope.review.access import current_user, needs
 from leukoscope.review.database import Database
+from leukoscope.review.limits import aside
 from leukoscope.review.pages.charts import charts
 from leukoscope.review.pages.render import page
 from leukoscope.review.schema import Case, Entry, Model, User
 
 router = APIRouter()
-Data = Annotated[Database, Depends(access.database)]
+Data = Annotated[Database, Depends(access.given_database)]
 Viewer = Annotated[User, Depends(current_user)]
 Administrator = Annotated[User, Depends(needs("administrator"))]
 Before = Annotated[int | None, Query(ge=1, le=2**31 - 1)]
@@ -40,6 +41,7 @@ def _pseudonyms(session: Session, lines: list[Entry]) -> dict[str, str]:
 
 
 @router.post("/audit/verify")
+@aside("long")
 def verify(
     request: Request, user: Administrator, database: Data, noted: Annotated[str, Form()] = ""
 ) -> Response:
@@ -68,6 +70,7 @@ def about(request: Request, user: Viewer, database: Data) -> Response:
 
 
 @router.get("/quality")
+@aside("long")
 def over_time(
     request: Request, user: Viewer, database: Data, unit: quality.Unit = "week"
 ) -> Response:

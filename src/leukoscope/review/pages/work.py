@@ -13,11 +13,12 @@ from leukoscope.review import access, audit, cases, jobs, signing
 from leukoscope.review.access import current_user, needs
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
+from leukoscope.review.limits import aside
 from leukoscope.review.pages.render import keys_of, page, seen
 from leukoscope.review.schema import Case, Cell, Upload, User
 
 router = APIRouter(prefix="/cases")
-Data = Annotated[Database, Depends(access.database)]
+Data = Annotated[Database, Depends(access.given_database)]
 Viewer = Annotated[User, Depends(current_user)]
 Reviewer = Annotated[User, Depends(needs("reviewer"))]
 Text = Annotated[str, Form()]
@@ -214,6 +215,7 @@ def _report(
 
 
 @router.post("/{case_id}/sign")
+@aside("passwords")
 def sign(
     request: Request,
     user: Annotated[User, Depends(needs("reviewer", "session"))],
