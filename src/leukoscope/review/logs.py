@@ -51,11 +51,10 @@ class _Words(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, or several where something was raised."""
         record.request = f" (request {REQUEST.get()})" if REQUEST.get() else ""
-        kept, record.msg, record.args = (record.msg, record.args), _said(record), ()
-        try:
-            return super().format(record)
-        finally:
-            record.msg, record.args = kept
+        # A copy: other handlers' words of an exception are kept on the record.
+        own = logging.makeLogRecord(record.__dict__ | {"exc_text": None, "args": ()})
+        own.msg = _said(record)
+        return super().format(own)
 
     def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
         """The places, without words."""

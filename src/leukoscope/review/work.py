@@ -38,8 +38,8 @@ PROBLEM = "It can't be processed; the server's log has more"
 @dataclass(frozen=True)
 class Tools:
     """What jobs work with. `check` is called between steps and raises where the server stops;
-    `pause` waits so many seconds, or until then; `pass_on` is called where all that was read is
-    written, and raises where it is another person's turn."""
+    `pause` waits so many seconds, or until then; `turn_over` says whether it is another
+    person's turn; `pass_on`, called where all that was read is written, then raises."""
 
     settings: Settings
     database: Database
@@ -48,6 +48,7 @@ class Tools:
     blobs: Blobs
     check: Callable[[], None]
     pause: Callable[[float], object]
+    turn_over: Callable[[Job], bool]
     pass_on: Callable[[Job], None]
     metrics: Metrics
 
@@ -95,7 +96,7 @@ def take_in(tools: Tools, job: Job, by: User) -> None:
         images = [upload for upload in uploads if upload.id not in archives]
         for upload, found in ahead(partial(_open, tools), images, DEPTH):
             batch.uploads[upload.id] = _collect(tools, job, by, batch, upload, found)
-            if batch.full:
+            if batch.full or tools.turn_over(job):
                 batch = _write(tools, job, by, batch)
                 tools.pass_on(job)
         _write(tools, job, by, batch)

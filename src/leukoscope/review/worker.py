@@ -49,7 +49,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self.tools = work.Tools(
             settings, database, reader, model_id, blobs, self._check, self._stopping.wait,
-            self._pass_on, metrics,
+            self._turn_over, self._pass_on, metrics,
         )  # fmt: skip
         self._served: dict[int, float] = {}  # by user, when their last turn ended
         self._began = 0.0
@@ -133,11 +133,18 @@ class Worker:
                 case = session.get(Case, job.case_id)
                 audit.record(session, "server", "failed job", case, kind=job.kind, error=error)
 
+    def _turn_over(self, job: Job) -> bool:
+        if time.monotonic() - self._began < TURN:
+            return False
+        with self.database.read() as session:
+            if jobs.others_wait(session, job.user_id):
+                return True
+        self._began = time.monotonic()
+        return False
+
     def _pass_on(self, job: Job) -> None:
-        if time.monotonic() - self._began > TURN:
-            with self.database.read() as session:
-                if jobs.others_wait(session, job.user_id):
-                    raise Stopped
+        if self._turn_over(job):
+            raise Stopped
 
     def _check(self) -> None:
         if self._stopping.is_set():
