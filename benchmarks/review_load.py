@@ -150,6 +150,11 @@ def served(bundle: Path, folder: Path, url: str, more: list[str]) -> Iterator[tu
             assert process.stdout is not None
             line = next(line for line in process.stdout if "http://" in line)
             address = next(word for word in line.split() if word.startswith("http://"))
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    httpx.get(f"{address}/ready").raise_for_status()
+                    break
+                time.sleep(0.1)
             yield process.pid, address
         finally:
             process.send_signal(signal.SIGINT)

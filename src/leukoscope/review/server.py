@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
-import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -33,9 +33,9 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
                                  # Longer than proxies keep idle connections, 60 s: or they would
                                  # send into one that is being closed.
                                  timeout_keep_alive=75)  # fmt: skip
-        # Whoever writes holds up all others, and would wait 5 ms for the interpreter after each of
-        # some 30 calls into the database while something else computes.
-        sys.setswitchinterval(0.005)
+        # What stays for good isn't looked through again and again: that would stop everything.
+        gc.collect()
+        gc.freeze()
         uvicorn.Server(options).run(sockets=[listener])
 
 
