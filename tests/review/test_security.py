@@ -37,7 +37,8 @@ OWN = {  # what a viewer may change: what is the viewer's own
     ("DELETE", "/tokens/{token_id}"),
 }
 ADMINISTRATORS = {("GET", "/users"), ("PATCH", "/users/{user_id}"), ("POST", "/invitations"),
-                  ("GET", "/audit"), ("GET", "/audit/verify")}  # fmt: skip
+                  ("GET", "/audit"), ("GET", "/audit/verify"),
+                  ("POST", "/cases/{case_id}/erase")}  # fmt: skip
 
 
 def operations(served: Served) -> Iterator[tuple[str, str, Any]]:

@@ -25,6 +25,8 @@ from leukoscope.review.schema import Case, Cell, Change, Model, Reading, Upload,
 EXTRA_LABELS = ("artefact", "unclassifiable")
 """What a reviewer may call a cell beside the model's classes; not counted in the differential."""
 STATES = ("open", "signed")
+ERASED = "erased"
+"""The state, and the pseudonym, of a case that is there no more (`erasure`)."""
 FLAGS = ("novel", "doubtful", "")  # the order in which a reviewer should look
 _CLASSES: dict[tuple[URL, int], tuple[str, ...]] = {}
 CHUNK = 5_000  # parameters of one statement: SQLite and PostgreSQL allow about 32,000
@@ -228,7 +230,7 @@ def find(session: Session, case_id: str) -> Case:
     """The case; NotFound otherwise."""
     known = case_id.isalnum() and case_id.isascii()  # PostgreSQL refuses odd characters
     found = session.get(Case, case_id) if known else None
-    if found is None:
+    if found is None or found.state == ERASED:
         raise NotFound("There is no such case", fix="Look into the list of cases.", field="case")
     return found
 
@@ -252,7 +254,7 @@ def cases(
 
     before: the id of the last case already seen; state: open, signed, or "" for both.
     """
-    wanted: list[ColumnElement[bool]] = []
+    wanted: list[ColumnElement[bool]] = [Case.state != ERASED]
     if state:
         if state not in STATES:
             raise UnknownNameError("state", state, STATES)

@@ -321,6 +321,18 @@ class Acted(BaseModel):
     cells: list[Cell]
 
 
+class Erasure(Given):
+    """reason: why, without naming a patient; it is kept."""
+
+    reason: str
+
+
+class Erased(BaseModel):
+    """How many image files were deleted; those that other cases show, too, stay."""
+
+    files: int
+
+
 class NewLabels(Given):
     label: str
     cells: Seen
