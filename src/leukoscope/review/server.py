@@ -36,6 +36,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         # What stays for good isn't looked through again and again: that would stop everything.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         uvicorn.Server(options).run(sockets=[listener])
 
 
