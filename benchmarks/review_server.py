@@ -68,7 +68,7 @@ def start(bundle: Path, folder: Path) -> tuple[subprocess.Popen[bytes], str, flo
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while True:
         try:
-            httpx.get(f"{address}/healthz")
+            httpx.get(f"{address}/ready")
             return process, address, time.perf_counter() - began
         except httpx.TransportError:
             time.sleep(0.01)

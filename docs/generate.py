@@ -32,6 +32,7 @@ from leukoscope.imaging.augmentation_ops import augmentations
 from leukoscope.imaging.pipeline import transforms
 from leukoscope.recipes import schema
 from leukoscope.registry import keyword_parameters
+from leukoscope.review.settings import PREFIX, Settings
 
 RESAMPLES = keyword_parameters(bootstrap)["resamples"].default
 DOCS = Path(__file__).resolve().parent
@@ -47,6 +48,7 @@ def pages() -> dict[str, str]:
         "datasets.md": dataset_page(),
         "transforms.md": transform_page(),
         "metrics.md": metric_page(),
+        "settings.md": setting_page(),
     }
     found |= {f"recipes/{name}.md": recipe(name) for name in schema.names()}
     return {name: HEAD + text.rstrip() + "\n" for name, text in found.items()}
@@ -257,6 +259,24 @@ def metric_page() -> str:
                    ("`support`", "never")]),
         ]
     )  # fmt: skip
+
+
+def setting_page() -> str:
+    """docs/settings.md"""
+    rows = [
+        (f"`{PREFIX}{name.upper()}`", prose(" ".join((field.description or "").split())),
+         "required" if field.is_required() else f"`{field.default}`" if field.default else "")
+        for name, field in Settings.model_fields.items()
+    ]  # fmt: skip
+    return "\n\n".join(
+        [
+            "# Settings of the review application",
+            "Given as environment variables; some as options of "
+            "[`leukoscope serve`](commands.md#serve) too, which then count. Sizes are in bytes. "
+            "[Running the review application](operations.md) says what they are for.",
+            table(("variable", "what it is", "default"), rows),
+        ]
+    )
 
 
 def _metric_text(name: str) -> str:

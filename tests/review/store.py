@@ -99,7 +99,8 @@ def upload(session: Session, case_id: str, by: User, name: str, **more: Any) -> 
 def person(database: Database, name: str, role: str, by: User | None) -> User:
     """An account made by invitation."""
     with database.begin() as session:
-        return accounts.accept(session, accounts.invite(session, role, by), name, PASSWORD)
+        token = accounts.invite(session, role, by)
+    return accounts.accept(database, token, name, PASSWORD)
 
 
 def furnished(database: Database, cells: int = 12) -> Lab:

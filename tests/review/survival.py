@@ -86,7 +86,7 @@ class Lab:
         """Wait until it answers."""
         for _ in range(TRIES):
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.address}/healthz", timeout=5).status_code == 200:
+                if httpx.get(f"{self.address}/health", timeout=5).status_code == 200:
                     return
             assert self.alive, f"the server ended:\n{self.log()}"
             time.sleep(0.02)

@@ -285,7 +285,7 @@ def test_the_first_start_gives_a_link_once(
         assert first.anonymous.post(path, json=given).status_code == 404
     with serving(small_bundle, database_url, tmp_path / "f") as second:
         assert second.app.state.welcome is None
-        assert second.anonymous.get("/healthz").json()["status"] == "ok"
+        assert second.anonymous.get("/health").json()["status"] == "ok"
 
 
 def test_an_export_of_an_unsigned_case_says_so(served: Served) -> None:
@@ -304,9 +304,10 @@ def test_a_database_that_is_away_is_said(served: Served, monkeypatch: pytest.Mon
         raise OperationalError("SELECT 1", {}, Exception("gone"))
 
     monkeypatch.setattr(Database, "read", gone)
-    answer = served.anonymous.get("/healthz")
+    answer = served.anonymous.get("/api/v1/cases", headers={"Authorization": "Bearer x"})
     assert answer.status_code == 503
     assert answer.json()["error"]["message"] == "The database doesn't answer"
+    assert served.anonymous.get("/health").json()["status"] == "ok"
 
 
 def test_an_invitation_can_renew_a_password(served: Served) -> None:

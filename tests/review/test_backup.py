@@ -95,6 +95,18 @@ def test_everything_comes_back_on_either_database(
         assert len(settled(anna, case)) == len(before["cells"]) + 1
 
 
+def test_what_was_erased_is_no_damage(
+    signed: tuple[Served, str], empty_url: str, tmp_path: Path
+) -> None:
+    served, case = signed
+    why = {"reason": "kept for ten years"}
+    erased = served.browser("ada").post(f"{PREFIX}/cases/{case}/erase", json=why)
+    assert erased.status_code == 200 and erased.json()["files"] > 0
+    told = saved(served, tmp_path / "all.zip")
+    assert told["damage"] == [] and told["images"] == 0
+    assert api.restore(tmp_path / "all.zip", folder=tmp_path / "new", database=empty_url) == told
+
+
 def test_a_server_that_works_is_saved_as_of_one_moment(
     served: Served, tmp_path: Path, small_bundle: Path
 ) -> None:

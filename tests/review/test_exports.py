@@ -231,7 +231,7 @@ def test_exports_of_a_signed_version_never_change(lab: Lab, tmp_path: Path) -> N
     with lab.database.begin() as session:
         seen = cases.find(session, lab.case).revision
         changes.relabel(session, lab.anna, lab.case, {lab.cells[0]: seen}, "erythroblast")
-        signing.sign(session, lab.anna, lab.case, seen + 1, PASSWORD)
+    signing.sign(lab.database, lab.anna, lab.case, seen + 1, PASSWORD)
     with lab.database.read() as session:
         first = signing.content(session, cases.find(session, lab.case))
     before = [export(first, tmp_path) for export in ALL]
@@ -240,7 +240,7 @@ def test_exports_of_a_signed_version_never_change(lab: Lab, tmp_path: Path) -> N
         seen = cases.find(session, lab.case).revision
         changes.relabel(session, lab.boris, lab.case, {lab.cells[1]: seen}, "monocyte")
         revision = cases.find(session, lab.case).revision
-        signing.sign(session, lab.boris, lab.case, revision, PASSWORD)
+    signing.sign(lab.database, lab.boris, lab.case, revision, PASSWORD)
     with lab.database.read() as session:
         stored = signing.signature(session, lab.case, 1).content
         second = signing.content(session, cases.find(session, lab.case))

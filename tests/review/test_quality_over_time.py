@@ -173,9 +173,9 @@ def test_parts_come_from_the_database(lab: Lab) -> None:
     assert before.confidence == pytest.approx(sum(row.confidence for row in rows))
     assert before.rated == sum(row.novelty is not None for row in rows)
     assert (before.compared, before.agreed) == (0, 0)
-    with lab.database.begin() as session:
+    with lab.database.read() as session:
         revision = cases.find(session, lab.case).revision
-        signing.sign(session, lab.anna, lab.case, revision, PASSWORD)
+    signing.sign(lab.database, lab.anna, lab.case, revision, PASSWORD)
     with lab.database.read() as session:
         (after,) = quality.parts(session, lab.model.id)
         assert (after.compared, after.agreed) == (12, 11)

@@ -37,7 +37,8 @@ OWN = {  # what a viewer may change: what is the viewer's own
     ("DELETE", "/tokens/{token_id}"),
 }
 ADMINISTRATORS = {("GET", "/users"), ("PATCH", "/users/{user_id}"), ("POST", "/invitations"),
-                  ("GET", "/audit"), ("GET", "/audit/verify")}  # fmt: skip
+                  ("GET", "/audit"), ("GET", "/audit/verify"),
+                  ("POST", "/cases/{case_id}/erase")}  # fmt: skip
 
 
 def operations(served: Served) -> Iterator[tuple[str, str, Any]]:
@@ -151,7 +152,7 @@ def test_another_site_changes_nothing(served: Served) -> None:
         for path, body in ((f"{PREFIX}/session", given), ("/login", {})):
             answer = served.anonymous.post(path, json=body, headers=headers)
             assert (answer.status_code != 403) == allowed, headers
-        assert served.anonymous.get("/healthz", headers=headers).status_code == 200
+        assert served.anonymous.get("/health", headers=headers).status_code == 200
 
 
 def test_headers_and_cookies(small_bundle: Path, tmp_path: Path, database_url: str) -> None:
@@ -163,7 +164,7 @@ def test_headers_and_cookies(small_bundle: Path, tmp_path: Path, database_url: s
             cookie = made.anonymous.post(f"{PREFIX}/session", json=given).headers["set-cookie"]
             assert "HttpOnly" in cookie and "SameSite=strict" in cookie and "Path=/" in cookie
             assert ("Secure" in cookie) == cookie.startswith("__Host-") == tls
-            for path in ("/healthz", "/login", "/nothing", f"{PREFIX}/cases"):
+            for path in ("/health", "/login", "/nothing", f"{PREFIX}/cases"):
                 headers = made.anonymous.get(path).headers
                 policy = headers["content-security-policy"]
                 assert "unsafe" not in policy and "default-src 'none'" in policy

@@ -210,7 +210,7 @@ def test_a_chain_computed_anew_is_found_by_a_noted_head(lab: Lab) -> None:
 def _signed(lab: Lab) -> None:
     with lab.database.begin() as session:
         seen = changes.relabel(session, lab.anna, lab.case, {lab.cells[0]: 9}, "monocyte").revision
-        signing.sign(session, lab.anna, lab.case, seen, PASSWORD)
+    signing.sign(lab.database, lab.anna, lab.case, seen, PASSWORD)
 
 
 def _refused(lab: Lab, statement: str) -> None:

@@ -20,9 +20,9 @@ from leukoscope.review.schema import Case, Job, Reading, Signature, Upload, User
 
 
 def sign(lab: Lab, by: User | None = None, password: str = PASSWORD) -> Signature:
-    with lab.database.begin() as session:
+    with lab.database.read() as session:
         seen = cases.find(session, lab.case).revision
-        return signing.sign(session, by or lab.anna, lab.case, seen, password)
+    return signing.sign(lab.database, by or lab.anna, lab.case, seen, password)
 
 
 def relabel(lab: Lab, cell: int, label: str) -> None:
@@ -85,8 +85,9 @@ def test_an_edit_is_a_revision_that_no_other_edit_or_signature_overlooks(lab: La
     with lab.database.begin() as session:
         seen = cases.find(session, lab.case).revision
         cases.edit(session, lab.boris, lab.case, seen, pseudonym="P-002")
-        with pytest.raises(Conflict, match="since you looked"):
-            signing.sign(session, lab.anna, lab.case, seen, PASSWORD)
+    with pytest.raises(Conflict, match="since you looked"):
+        signing.sign(lab.database, lab.anna, lab.case, seen, PASSWORD)
+    with lab.database.begin() as session:
         with pytest.raises(Conflict, match="boris"):
             cases.edit(session, lab.anna, lab.case, seen, pseudonym="P-003")
         assert cases.edit(session, lab.anna, lab.case, seen + 1, stain="W").pseudonym == "P-002"
@@ -317,7 +318,6 @@ def test_a_signed_case_cannot_be_changed(lab: Lab) -> None:
         lambda s: cases.add_cells(s, lab.anna, lab.case, model, []),
         lambda s: cases.add_readings(s, lab.anna, lab.case, model, {}),
         lambda s: cases.use_model(s, lab.anna, lab.case, model),
-        lambda s: signing.sign(s, lab.anna, lab.case, 3, PASSWORD),
     ]
     with lab.database.read() as session:
         before = signing.content(session, cases.find(session, lab.case))
@@ -325,6 +325,8 @@ def test_a_signed_case_cannot_be_changed(lab: Lab) -> None:
     for act in acts:
         with lab.database.begin() as session, pytest.raises(Conflict, match="signed"):
             act(session)
+    with pytest.raises(Conflict, match="signed"):
+        signing.sign(lab.database, lab.anna, lab.case, 3, PASSWORD)
     with lab.database.read() as session:
         assert signing.content(session, cases.find(session, lab.case)) == before
         assert changes.changes(session, lab.case, since=3) == []
@@ -379,12 +381,12 @@ def test_only_reviewers_sign_and_amend(lab: Lab) -> None:
 
 
 def test_nothing_unfinished_is_signed(lab: Lab) -> None:
+    with pytest.raises(Conflict, match="changed since you looked"):
+        signing.sign(lab.database, lab.anna, lab.case, 0, PASSWORD)
     with lab.database.begin() as session:
-        with pytest.raises(Conflict, match="changed since you looked"):
-            signing.sign(session, lab.anna, lab.case, 0, PASSWORD)
         empty = cases.create(session, lab.anna, "P-002", lab.model.id)
-        with pytest.raises(Conflict, match="no cells"):
-            signing.sign(session, lab.anna, empty.id, 0, PASSWORD)
+    with pytest.raises(Conflict, match="no cells"):
+        signing.sign(lab.database, lab.anna, empty.id, 0, PASSWORD)
     with lab.database.begin() as session:
         coming = upload(session, lab.case, lab.anna, "late.png", state="receiving")
     with pytest.raises(Conflict, match="1 files and 0 jobs"):

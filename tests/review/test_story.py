@@ -371,7 +371,19 @@ def test_an_upload_that_is_cut_off_goes_on_by_itself(office: Office, tmp_path: P
         route.abort() if len(finished) == 1 else route.continue_()
 
     page.route("**/api/v1/uploads/*/finish", lost)
+    refused: list[str] = []
+
+    def busy(route: Any) -> None:
+        """The server has too much to do, and says when to come back: first soon, then later."""
+        if route.request.method != "POST" or len(refused) == 2:
+            return route.fallback()
+        refused.append(route.request.url)
+        wait = {"Retry-After": "1" if len(refused) == 1 else "4"}
+        return route.fulfill(status=429, headers=wait, json={"error": {"message": "Too much"}})
+
+    page.route("**/api/v1/cases/*/uploads", busy)
     story.upload(page, office.images(3))
+    assert len(refused) == 2
     assert cut
     assert len(finished) == 4
     page.get_by_text("3 cells are ready").wait_for()

@@ -450,10 +450,13 @@ def serve(
     references: Annotated[
         Path | None, typer.Option(help="Reference images: one folder a class.")
     ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="text, or json: a line also for every request. [text]")
+    ] = None,
 ) -> None:
     """The review application in the browser. LEUKOSCOPE_REVIEW_… sets the rest, e.g.
-    LEUKOSCOPE_REVIEW_BEHIND_TLS=true."""
-    given = {"folder": folder, "database": database, "host": host, "port": port}
+    LEUKOSCOPE_REVIEW_BEHIND_TLS=true: see the guide of operations."""
+    given = {"folder": folder, "database": database, "host": host, "port": port, "log": log}
     api.serve(bundle, **given, references=references, say=show.say)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,6 +19,11 @@ SCOPES: dict[str, str] = {"viewer": "read", "reviewer": "write", "administrator"
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 # What a page asks by itself keeps no session alive.
 _POLLED = ("/changes", "/jobs")
+
+
+async def given_database(request: Request) -> Database:
+    """The database of this server, as a dependency: async, or it took a thread's time."""
+    return database(request)
 
 
 def database(request: Request) -> Database:
@@ -149,6 +155,15 @@ def needs(role: Role, scope: Literal["read", "write", "admin", "session"] | None
 current_user = needs("viewer")
 
 
+def watcher(request: Request, sent: Annotated[str, Depends(_sent_token, use_cache=True)]) -> None:
+    """Who may see the metrics: a program with the setting's token, or an administrator."""
+    token = settings(request).metrics_token
+    given = f"Bearer {token}".encode()
+    header = request.headers.get("authorization", "").encode()
+    if not token or not secrets.compare_digest(header, given):
+        needs("administrator")(request, sent)
+
+
 def csrf_token(request: Request) -> str:
     """What a page of this session must carry; empty where nobody is logged in."""
     found = _visitor(request)
@@ -167,9 +182,10 @@ def log_in(request: Request, name: str, password: str) -> str:
     """The token of a new session; Unauthenticated, or TooMany from one address in a minute."""
     address = request.client.host if request.client else ""
     if not request.app.state.attempts.allowed(address):
-        raise TooMany("Too many attempts to log in from this address", fix="Wait a minute.")
-    with database(request).begin() as session:
-        return accounts.log_in(session, name, password, address)
+        raise TooMany(
+            "Too many attempts to log in from this address", fix="Wait a minute.", wait=60
+        )
+    return accounts.log_in(database(request), name, password, address)
 
 
 def set_session(request: Request, response: Response, token: str) -> None:

@@ -21,7 +21,14 @@ from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, UnknownNameError
 from leukoscope.review import audit
-from leukoscope.review.problems import Conflict, Forbidden, NotFound, Unauthenticated, text
+from leukoscope.review.database import Database
+from leukoscope.review.problems import (
+    Conflict,
+    Forbidden,
+    NotFound,
+    Unauthenticated,
+    text,
+)
 from leukoscope.review.schema import ROLES, ApiToken, Invitation, Login, Role, User, now
 
 Scope = Literal["read", "write", "admin"]
@@ -33,6 +40,16 @@ SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 256
 ADMINISTRATOR: Role = "administrator"
 
 _hasher = PasswordHasher()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A password that was compared with the hash of an account, `hashed`, in no transaction: that
+    takes long, and whoever writes makes all others wait. renewed: its hash as one is made now."""
+
+    hashed: str
+    right: bool
+    renewed: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,24 +135,32 @@ def invitation(session: Session, token: str) -> Invitation:
     return found
 
 
-def accept(session: Session, token: str, name: str, password: str) -> User:
+def accept(database: Database, token: str, name: str, password: str) -> User:
     """Make the account of an invitation, or give a new password; the link ends with it.
 
     InputError where the name is taken or the password too weak. For a new password `name` is only
     compared: the link belongs to one account.
     """
-    link = invitation(session, token)
+    with database.read() as session:
+        invitation(session, token)  # before anything is hashed for a stranger
     name = text(name, "name", least=1, most=64)
+    hashed = _new_password(name, password)
+    with database.begin() as session:
+        return _accept(session, token, name, hashed)
+
+
+def _accept(session: Session, token: str, name: str, hashed: str) -> User:
+    link = invitation(session, token)
     if link.user_id is None:
         if _by_name(session, name) is not None:
             raise Conflict(f"The name {name!r} is taken", fix="Choose another name.", field="name")
-        user = User(name=name, password=_new_password(name, password), role=link.role, failures=0)
+        user = User(name=name, password=hashed, role=link.role, failures=0)
         session.add(user)
     else:
         user = find_user(session, link.user_id)
         if _key(user.name) != _key(name):
             raise InputError("This link is for another account", field="name")
-        user.password, user.failures, user.locked_until = _new_password(name, password), 0, None
+        user.password, user.failures, user.locked_until = hashed, 0, None
         _end_sessions(session, user)
         _end_tokens(session, user)
     link.used = now()
@@ -144,12 +169,26 @@ def accept(session: Session, token: str, name: str, password: str) -> User:
     return user
 
 
-def check_password(session: Session, user: User | None, password: str, address: str = "") -> None:
+def compare(database: Database, who: User | str, password: str) -> Compared:
+    """Compare a password with that of an account or name; an unknown name takes as long.
+
+    Call it outside of any transaction.
+    """
+    with database.read() as session:
+        user = _by_name(session, who) if isinstance(who, str) else session.get(User, who.id)
+    hashed = user.password if user else _no_password()
+    right = _verified(hashed, password)
+    renew = right and _hasher.check_needs_rehash(hashed)
+    return Compared(hashed, right, _hash(password) if renew else "")
+
+
+def check_password(session: Session, user: User | None, found: Compared, address: str = "") -> None:
     """Raise Unauthenticated unless the password is right; counts failures and locks the account.
 
-    The refusal is kept (`Unauthenticated.recorded`). user None (an unknown name) takes as long.
+    The refusal is kept (`Unauthenticated.recorded`). user None: an unknown name.
     """
-    right = _verified(user.password if user else _no_password(), password)
+    # Another password may have been set since.
+    right = found.right and user is not None and user.password == found.hashed
     locked = user is not None and user.locked_until is not None and user.locked_until > now()
     if user is not None and user.active and right and not locked:
         user.failures, user.locked_until = 0, None
@@ -169,31 +208,35 @@ def check_password(session: Session, user: User | None, password: str, address: 
     )
 
 
-def change_password(session: Session, by: User, old: str, new: str) -> None:
+def change_password(database: Database, by: User, old: str, new: str) -> None:
     """Replace the own password; all sessions and tokens of the account end."""
-    user = acting(session, by, "viewer")
-    check_password(session, user, old)
-    user.password = _new_password(user.name, new)
-    _end_sessions(session, user)
-    _end_tokens(session, user)
-    audit.record(session, user, "change password")
+    found = compare(database, by, old)
+    hashed = _new_password(by.name, new) if found.right else ""
+    with database.begin() as session:
+        user = acting(session, by, "viewer")
+        check_password(session, user, found)
+        user.password = hashed
+        _end_sessions(session, user)
+        _end_tokens(session, user)
+        audit.record(session, user, "change password")
 
 
 # --- sessions -------------------------------------------------------------------------------------
 
 
-def log_in(session: Session, name: str, password: str, address: str = "") -> str:
+def log_in(database: Database, name: str, password: str, address: str = "") -> str:
     """The token of a new session; Unauthenticated where name or password is wrong, or locked."""
-    user = _by_name(session, name)
-    # The name isn't kept where it is unknown: it may be a password typed into the wrong field.
-    check_password(session, user, password, address)
-    assert user is not None  # or check_password had raised
-    if _hasher.check_needs_rehash(user.password):
-        user.password = _hasher.hash(password)
-    session.execute(delete(Login).where(Login.expires <= now()))
+    found = compare(database, name, password)
     token = secrets.token_urlsafe(32)
-    session.add(Login(token_hash=_hashed(token), user_id=user.id, expires=now() + LONGEST))
-    audit.record(session, user, "log in", address=address[:64])
+    with database.begin() as session:
+        user = _by_name(session, name)
+        # The name isn't kept where it is unknown: it may be a password typed into the wrong field.
+        check_password(session, user, found, address)
+        assert user is not None  # or check_password had raised
+        user.password = found.renewed or user.password
+        session.execute(delete(Login).where(Login.expires <= now()))
+        session.add(Login(token_hash=_hashed(token), user_id=user.id, expires=now() + LONGEST))
+        audit.record(session, user, "log in", address=address[:64])
     return token
 
 
@@ -400,6 +443,10 @@ def _new_password(name: str, password: str) -> str:
         raise InputError(
             "The password is little more than the name", fix="Choose another.", field="password"
         )
+    return _hash(password)
+
+
+def _hash(password: str) -> str:
     return _hasher.hash(password.encode(errors="replace"))
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -22,12 +23,13 @@ from leukoscope.bundle import contract as contracts
 from leukoscope.bundle.inference import Reader
 from leukoscope.errors import LeukoscopeError
 from leukoscope.files import output_folder, sha256_of, sole
-from leukoscope.review import accounts, api, cases, intake, pages
+from leukoscope.review import accounts, api, cases, intake, logs, pages
 from leukoscope.review.api import errors
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
 from leukoscope.review.decoding import Decoder
-from leukoscope.review.problems import Unauthenticated
+from leukoscope.review.limits import THREADS, Bounded, Gate
+from leukoscope.review.metrics import Metrics, Observed
 from leukoscope.review.references import References
 from leukoscope.review.security import Attempts, Guard, secret_of
 from leukoscope.review.settings import Settings
@@ -75,9 +77,12 @@ def create_app(settings: Settings) -> FastAPI:
     state.blobs = Blobs(settings.folder, state.decoder)
     with database.read() as session:
         state.blobs.tidy(intake.receiving(session))
-    state.jobs = Worker(settings, database, reader, model.id, state.blobs)
+    state.metrics = Metrics(database, lambda: state.jobs.alive)
+    state.jobs = Worker(settings, database, reader, model.id, state.blobs, state.metrics)
+    state.streams = Gate(settings.uploads_at_once, settings.uploads_per_user, "uploads")
     state.references = References(settings.references, reader, state.decoder)
-    state.secret, state.attempts = secret_of(settings.folder), Attempts()
+    state.secret = secret_of(settings.folder)
+    state.attempts = Attempts(settings.logins_per_minute)
     state.welcome = f"{settings.address}/welcome/{first}" if first else None
     app.include_router(api.router)
     app.include_router(pages.router)
@@ -85,15 +90,17 @@ def create_app(settings: Settings) -> FastAPI:
     _answer_errors(app)
     streams = (f"{api.PREFIX}/uploads/",)
     # Outermost: Starlette answers what nobody expected outside of what add_middleware adds.
-    app.middleware_stack = Guard(
-        app.build_middleware_stack(), settings.origin, settings.behind_tls, streams
-    )
+    gate = Gate(settings.requests_at_once, settings.requests_per_session, "requests")
+    bounded = Bounded(app.build_middleware_stack(), gate, streams)
+    guard = Guard(bounded, settings.origin, settings.behind_tls, streams)
+    app.middleware_stack = Observed(guard, state.metrics)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.decoder.warm()
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
     app.state.jobs.start()
     try:
         yield
@@ -109,7 +116,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(LeukoscopeError)
     def known(request: Request, problem: LeukoscopeError) -> Response:
-        return _answer(request, errors.status_of(problem), problem)
+        return _answer(request, errors.status_of(problem), problem, errors.headers_of(problem))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, problem: RequestValidationError) -> Response:
@@ -124,7 +131,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(InterfaceError)
     @app.exception_handler(NoneFree)  # of the connections
     def away(request: Request, problem: Exception) -> Response:
-        log.error("the database doesn't answer: %s", problem)
+        log.error("the database doesn't answer: %s", logs.words_of(problem))
         error = LeukoscopeError("The database doesn't answer", fix="Try again in a minute.")
         return _answer(request, 503, error)
 
@@ -139,8 +146,6 @@ def _answer_errors(app: FastAPI) -> None:
 def _answer(
     request: Request, status: int, problem: LeukoscopeError, headers: Any = None
 ) -> Response:
-    if request.url.path.startswith(("/api/", "/healthz", "/static/")):
-        if isinstance(problem, Unauthenticated):
-            headers = {"WWW-Authenticate": "Bearer"}
+    if request.url.path.startswith(("/api/", "/health", "/ready", "/metrics", "/static/")):
         return JSONResponse(problem.as_dict(), status, headers=headers)
-    return pages.error_page(request, status, problem.message, problem.fix)
+    return pages.error_page(request, status, problem.message, problem.fix, headers)

@@ -18,6 +18,10 @@ from sqlalchemy.orm import Session
 from leukoscope.review.schema import Case, Entry, Head, Model, User, now
 
 START = "0" * 64  # the hash before the first line
+ERASE = "erase case"
+ERASED = '{"erased": true}'
+"""The details of a line whose own were erased; its hash stays, and a later line of the action ERASE
+names it."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,10 @@ def record(
     **details: Any,
 ) -> Entry:
     """Write one line. `details` must be JSON; of a case its model's hashes are written too."""
+    graph, contract = ("", "") if model is None else (model.sha256, model.contract_sha256)
     if model is None and case is not None:
-        model = session.get_one(Model, case.model_id)
+        hashes = select(Model.sha256, Model.contract_sha256).where(Model.id == case.model_id)
+        graph, contract = session.execute(hashes).one()
     head = session.get(Head, 1)
     if head is None:
         head = Head(id=1, entries=0, sha256=START)
@@ -54,8 +60,8 @@ def record(
         user=user if isinstance(user, str) else user.name,
         action=action,
         case_id=None if case is None else case.id,
-        model_sha256="" if model is None else model.sha256,
-        contract_sha256="" if model is None else model.contract_sha256,
+        model_sha256=graph,
+        contract_sha256=contract,
         details=json.dumps(details, sort_keys=True, ensure_ascii=False),
         previous=head.sha256,
     )
@@ -67,15 +73,27 @@ def record(
 
 
 def verify(session: Session, noted: str = "") -> Verdict:
-    """Read the whole chain again. noted: a head noted earlier, which must still be in it."""
+    """Read the whole chain again. noted: a head noted earlier, which must still be in it.
+
+    An erased line is taken by its hash, if a whole line says that it was erased.
+    """
     previous, count, seen = START, 0, noted in ("", START)
+    erased: set[int] = set()
+    named: set[int] = set()
     for entry in session.scalars(select(Entry).order_by(Entry.id).execution_options(yield_per=500)):
         fits = entry.id == count + 1 and entry.previous == previous
-        if not fits or entry.sha256 != _hash(entry):
+        whole = entry.sha256 == _hash(entry)
+        if not fits or not (whole or entry.details == ERASED):
             return Verdict(count, False, count + 1, previous)
+        if not whole:
+            erased.add(entry.id)
+        elif entry.action == ERASE:
+            named |= set(json.loads(entry.details)["lines"])
         previous, count = entry.sha256, entry.id
         seen = seen or previous == noted
         session.expunge(entry)
+    if erased - named:
+        return Verdict(count, False, min(erased - named), previous)
     head = session.get(Head, 1)
     ends = (count, previous) == ((head.entries, head.sha256) if head else (0, START))
     whole = ends and seen

@@ -39,10 +39,10 @@ import leukoscope
 from leukoscope.errors import InputError, some
 from leukoscope.files import atomic, sha256_of
 from leukoscope.progress import track
-from leukoscope.review import audit, signing
+from leukoscope.review import audit, cases, signing
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import NEWEST, Database, migrate, version
-from leukoscope.review.schema import Signature, now
+from leukoscope.review.schema import Base, Case, Signature, now
 from leukoscope.tables import Table as Strict
 
 FORMAT = 1
@@ -121,16 +121,15 @@ def backup(folder: Path, url: str, out: Path) -> Manifest:
 
 
 def _write(archive: zipfile.ZipFile, database: Database, blobs: Blobs) -> Manifest:
-    images: set[str] = set()
     with database.asked(), database.read() as session:
         connection = session.connection()
         revision = version(connection)
         if revision is None:
             raise InputError("The database is empty", fix="Start `leukoscope serve` first.")
         tables = {
-            table.name: _write_table(archive, connection, table, images)
-            for table in _tables(connection)
+            table.name: _write_table(archive, connection, table) for table in _tables(connection)
         }
+        images = {sha256 for name in NAMING for sha256 in _named(connection, name)}
         verdict = audit.verify(session)
     missing = [
         sha256
@@ -153,9 +152,15 @@ def _tables(connection: Connection) -> list[Table]:
     return [table for table in found.sorted_tables if table.name not in LEFT_OUT]
 
 
-def _write_table(
-    archive: zipfile.ZipFile, connection: Connection, table: Table, images: set[str]
-) -> Contents:
+def _named(connection: Connection, name: str) -> set[str]:
+    """The images that a table names; those of cases that were erased are gone."""
+    table = Base.metadata.tables[name]
+    kept = select(Case.id).where(Case.state != cases.ERASED)
+    query = select(table.c.sha256).where(table.c.sha256 != "", table.c.case_id.in_(kept))
+    return set(connection.scalars(query.distinct()))
+
+
+def _write_table(archive: zipfile.ZipFile, connection: Connection, table: Table) -> Contents:
     digest, count = hashlib.sha256(), 0
     rows = connection.execute(_ordered(table), execution_options={"yield_per": CHUNK})
     with archive.open(_member(table.name), "w", force_zip64=True) as member:
@@ -164,8 +169,6 @@ def _write_table(
             member.write(line)
             digest.update(line)
             count += 1
-            if table.name in NAMING and row["sha256"]:
-                images.add(row["sha256"])
     return Contents(rows=count, sha256=digest.hexdigest())
 
 
@@ -377,12 +380,13 @@ def _verify(source: Path, session: Session, manifest: Manifest, known: set[str])
         if found != wanted:
             raise _damaged(source, f"the table {table.name} has {found} rows, not {wanted}")
         if table.name in NAMING:
-            named = set(connection.scalars(select(table.c.sha256).distinct())) - {None}
-            lacking = sorted(named - known - set(manifest.missing))
+            lacking = sorted(_named(connection, table.name) - known - set(manifest.missing))
             if lacking:
                 raise _damaged(source, f"{len(lacking)} images are missing: {lacking[0][:12]}")
     if audit.verify(session) != manifest.audit:
         raise _damaged(source, "the audit log isn't as it was")
-    for each in session.scalars(select(Signature).execution_options(yield_per=100)):
+    kept = select(Signature).join(Case, Case.id == Signature.case_id)
+    kept = kept.where(Case.state != cases.ERASED)
+    for each in session.scalars(kept.execution_options(yield_per=100)):
         if signing.hash_of(each.content) != each.sha256:
             raise _damaged(source, f"the signature {each.id} doesn't fit what was signed")

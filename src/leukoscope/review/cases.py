@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, exists, func, insert, or_, select, update
+from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from leukoscope.bundle.contract import Contract
@@ -26,7 +27,10 @@ from leukoscope.review.settings import LARGEST_PIXEL, SMALLEST_PIXEL
 EXTRA_LABELS = ("artefact", "unclassifiable")
 """What a reviewer may call a cell beside the model's classes; not counted in the differential."""
 STATES = ("open", "signed")
+ERASED = "erased"
+"""The state, and the pseudonym, of a case that is there no more (`erasure`)."""
 FLAGS = ("novel", "doubtful", "")  # the order in which a reviewer should look
+_CLASSES: dict[tuple[URL, int], tuple[str, ...]] = {}
 CHUNK = 5_000  # parameters of one statement: SQLite and PostgreSQL allow about 32,000
 
 
@@ -145,8 +149,14 @@ def find_model(session: Session, model_id: int) -> Model:
 
 
 def classes(session: Session, case: Case) -> list[str]:
-    """The classes of the case's model, in the contract's order."""
-    return list(find_model(session, case.model_id).contract["classes"])
+    """The classes of the case's model, in the contract's order.
+
+    They never change, and the whole contract, 300 kB, would be read at every act of a reviewer.
+    """
+    key = (session.get_bind().engine.url, case.model_id)
+    if key not in _CLASSES:
+        _CLASSES[key] = tuple(find_model(session, case.model_id).contract["classes"])
+    return list(_CLASSES[key])
 
 
 # --- cases ----------------------------------------------------------------------------------------
@@ -254,7 +264,7 @@ def find(session: Session, case_id: str) -> Case:
     """The case; NotFound otherwise."""
     known = case_id.isalnum() and case_id.isascii()  # PostgreSQL refuses odd characters
     found = session.get(Case, case_id) if known else None
-    if found is None:
+    if found is None or found.state == ERASED:
         raise NotFound("There is no such case", fix="Look into the list of cases.", field="case")
     return found
 
@@ -278,7 +288,7 @@ def cases(
 
     before: the id of the last case already seen; state: open, signed, or "" for both.
     """
-    wanted: list[ColumnElement[bool]] = []
+    wanted: list[ColumnElement[bool]] = [Case.state != ERASED]
     if state:
         if state not in STATES:
             raise UnknownNameError("state", state, STATES)
@@ -530,6 +540,16 @@ def cells(session: Session, case_id: str, since: int = -1) -> list[CellView]:
         return (order.get(shown, last), shown, FLAGS.index(view.flag), view.confidence, view.id)
 
     return sorted(views, key=place)
+
+
+def labels(session: Session, case: Case) -> list[tuple[str, str | None]]:
+    """What the model and what the reviewer, if anybody, calls each cell: all that a count needs."""
+    query = (
+        select(Reading.predicted, Cell.label)
+        .join(Cell, Cell.id == Reading.cell_id)
+        .where(Cell.case_id == case.id, Reading.model_id == case.model_id)
+    )
+    return [(predicted, label) for predicted, label in session.execute(query)]
 
 
 def find_cell(session: Session, cell_id: int) -> Cell:

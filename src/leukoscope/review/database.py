@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Session
 from leukoscope.errors import InputError, LeukoscopeError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-NEWEST = "0002"  # the last revision in migrations/versions
+NEWEST = "0003"  # the last revision in migrations/versions
 WRITER_LOCK = 0x6C65756B  # the number of our advisory lock in PostgreSQL: "leuk"
 BUSY_MS = 30_000
 
@@ -33,7 +34,12 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = _checked(url)
         sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine: Engine = create_engine(self.url, pool_pre_ping=not sqlite, pool_size=10)
+        # More connections than requests have threads; what a statement was given is never logged.
+        self.engine: Engine = create_engine(
+            self.url, pool_pre_ping=not sqlite, pool_size=10, max_overflow=10, hide_parameters=True
+        )
+        # Threads of this process wait here, in turn, rather than by asking SQLite again and again.
+        self._turn = threading.RLock()
         if sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -50,7 +56,11 @@ class Database:
         and no two locks can ever be taken in the wrong one. Keep it short: read files and run
         models outside. A refused password is committed all the same (`Unauthenticated.recorded`).
         """
-        with self._reached(), Session(self._writing, expire_on_commit=False) as session:
+        with (
+            self._turn,
+            self._reached(),
+            Session(self._writing, expire_on_commit=False) as session,
+        ):
             try:
                 yield session
             except LeukoscopeError as problem:

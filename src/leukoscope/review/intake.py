@@ -25,12 +25,14 @@ from leukoscope.review.accounts import acting
 from leukoscope.review.blobs import Blobs, free_bytes
 from leukoscope.review.database import Database
 from leukoscope.review.files import clean
-from leukoscope.review.problems import Conflict, NotFound
+from leukoscope.review.problems import Conflict, NotFound, TooMany
 from leukoscope.review.schema import Upload, User
 from leukoscope.review.settings import Settings
 
 Kind = Literal["auto", "cell", "field"]
 KINDS: tuple[Kind, ...] = ("auto", "cell", "field")
+SILENCE = 60
+"""Seconds without a byte after which an upload is cut off; it can be continued."""
 SPARE = 200_000_000
 """Bytes that stay free on the disk for the database."""
 
@@ -80,7 +82,7 @@ def start(
             fix="Cut or pack it differently.",
             field="size",
         )
-    _refuse_too_many(session, case_id, settings)
+    _refuse_too_many(session, by, case_id, settings)
     if free_bytes(settings.folder) < size + SPARE:
         raise InputError(
             "The server's disk is nearly full", fix="Ask whoever runs it for space.", field="size"
@@ -94,7 +96,20 @@ def start(
     return upload
 
 
-def _refuse_too_many(session: Session, case_id: str, settings: Settings) -> None:
+def _refuse_too_many(session: Session, by: User, case_id: str, settings: Settings) -> None:
+    on_their_way = select(func.count()).where(Upload.state.in_(("receiving", "received")))
+    for query, most, whose in (
+        (on_their_way.where(Upload.created_by == by.id), settings.files_per_user, "of yours "),
+        (on_their_way, settings.files_waiting, ""),
+    ):
+        count = session.scalar(query) or 0
+        if count >= most:
+            raise TooMany(
+                f"{count:,} files {whose}are on their way or wait to be read; allowed: {most:,}",
+                fix="Wait until some are read, or give up those that were cut off.",
+                wait=jobs.BUSY,
+            )
+    jobs.refuse_too_many(session, by, settings, besides=case_id)
     there = session.scalar(select(func.count()).where(Upload.case_id == case_id)) or 0
     if there >= settings.cells_per_case:
         raise InputError(
@@ -129,7 +144,7 @@ async def append(
         size, handle = await run_sync(_open, database, blobs, upload_id, offset)
         arrived = offset
         try:
-            async for chunk in chunks:
+            async for chunk in _in_time(chunks):
                 if arrived + len(chunk) > size:
                     raise InputError(
                         f"More bytes than the {size:,} announced",
@@ -142,6 +157,16 @@ async def append(
             # Also where the connection broke or the server stops: what is there counts.
             with anyio.CancelScope(shield=True):
                 await run_sync(_arrived, database, handle, upload_id, arrived)
+
+
+async def _in_time(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks; TimeoutError where none comes: a computer that was cut off says no goodbye."""
+    while True:
+        with anyio.fail_after(SILENCE):
+            chunk = await anext(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 def _open(database: Database, blobs: Blobs, upload_id: str, offset: int) -> tuple[int, BinaryIO]:

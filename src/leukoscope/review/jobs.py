@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.review import audit, cases
 from leukoscope.review.accounts import acting
-from leukoscope.review.problems import NotFound
+from leukoscope.review.problems import NotFound, TooMany
 from leukoscope.review.schema import Job, Upload, User
+from leukoscope.review.settings import Settings
 
 Kind = Literal["intake", "reread"]
+GOING_ON = Job.state.in_(("waiting", "running"))
+BUSY = 10
+"""Seconds after which somebody whose files or cases must wait may ask again."""
 
 
-def order(session: Session, by: User, kind: Kind, case_id: str) -> Job:
+def order(
+    session: Session, by: User, kind: Kind, case_id: str, settings: Settings | None = None
+) -> Job:
     """The case's job of that kind that waits or runs, or a new one.
 
-    A running one takes what was ordered meanwhile, too: it ends only where nothing is left.
+    A running one takes what was ordered meanwhile, too: it ends only where nothing is left. TooMany
+    where the `settings` allow no further one; without them it was promised before.
     """
     by = acting(session, by, "reviewer")
     case = cases.open_case(session, case_id)
-    going_on = Job.state.in_(("waiting", "running"))
-    query = select(Job).where(Job.case_id == case.id, Job.kind == kind, going_on)
+    query = select(Job).where(Job.case_id == case.id, Job.kind == kind, GOING_ON)
     found = session.scalars(query).first()
     if found is None:
+        if settings is not None:
+            refuse_too_many(session, by, settings)
         found = Job(
             id=secrets.token_hex(16), kind=kind, case_id=case.id, user_id=by.id, arguments={}
         )
@@ -35,6 +44,22 @@ def order(session: Session, by: User, kind: Kind, case_id: str) -> Job:
         if kind == "reread":  # of an intake its uploads are logged
             audit.record(session, by, "order reread", case, job=found.id)
     return found
+
+
+def refuse_too_many(session: Session, by: User, settings: Settings, besides: str = "") -> None:
+    """TooMany where so many cases wait to be read that none is taken besides that one."""
+    waiting = select(func.count()).where(GOING_ON, Job.case_id != besides)
+    for query, most, whose in (
+        (waiting.where(Job.user_id == by.id), settings.jobs_per_user, "of yours "),
+        (waiting, settings.jobs_waiting, ""),
+    ):
+        count = session.scalar(query) or 0
+        if count >= most:
+            raise TooMany(
+                f"{count:,} cases {whose}wait to be read; allowed: {most:,}",
+                fix="Wait until some of them are read.",
+                wait=BUSY,
+            )
 
 
 def find(session: Session, job_id: str) -> Job:
@@ -53,14 +78,16 @@ def of_case(session: Session, case_id: str, most: int = 50) -> list[Job]:
     return list(session.scalars(query.limit(most)))
 
 
-def begin(session: Session) -> Job | None:
-    """The job that has waited longest, running from now on; `arguments` count the `attempts`.
+def begin(session: Session, served: Mapping[int, float]) -> Job | None:
+    """The next job, running from now on; `arguments` count the `attempts`.
 
-    There is one worker, so what runs already was interrupted, by a crash or because the database
-    was away: it is begun anew, which is harmless. Who gets on forgets the attempts (`got_on`).
+    Of all who wait it is the turn of whoever was served longest ago (served: when, by user), and of
+    that person's jobs of the one that has waited longest. There is one worker, so what runs already
+    was interrupted, by a crash or because the database was away: it is begun anew, which is
+    harmless. Who gets on forgets the attempts (`got_on`).
     """
-    query = select(Job).where(Job.state.in_(("waiting", "running")))
-    found = session.scalars(query.order_by(Job.created, Job.id).limit(1)).first()
+    waiting = session.scalars(select(Job).where(GOING_ON).order_by(Job.created, Job.id))
+    found = min(waiting, key=lambda job: served.get(job.user_id, 0.0), default=None)
     if found is not None:
         found.state = "running"
         attempts = found.arguments.get("attempts", 0) + 1
@@ -79,3 +106,9 @@ def suspect(session: Session, job: Job, upload: Upload) -> None:
     """Note the file at hand: where the server dies with it again and again, it is to blame."""
     present = session.get_one(Job, job.id)
     present.arguments = {"attempts": 1} | present.arguments | {"at": upload.id}
+
+
+def others_wait(session: Session, user_id: int) -> bool:
+    """Whether a job of somebody else waits."""
+    query = select(Job.id).where(Job.state == "waiting", Job.user_id != user_id)
+    return session.scalar(query.limit(1)) is not None

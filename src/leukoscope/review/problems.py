@@ -43,7 +43,14 @@ class DecoderFailed(UnreadableError):
 
 
 class TooMany(LeukoscopeError):
-    """Too many attempts in a short time (HTTP 429)."""
+    """More than the server takes on now (HTTP 429). wait: seconds until trying again makes sense.
+
+    Nothing of what was asked has been done.
+    """
+
+    def __init__(self, message: str, *, fix: str = "", wait: int = 1) -> None:
+        super().__init__(message, fix=fix)
+        self.wait = wait
 
     @property
     def code(self) -> str:

@@ -157,6 +157,7 @@ class Upload(Base):
     """
 
     __tablename__ = "uploads"
+    __table_args__ = (Index("uploads_waiting", "state", "created_by"),)
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     case_id: Mapped[str] = mapped_column(ForeignKey("cases.id"), index=True)
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("uploads.id"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import logging
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import uvicorn
 
 from leukoscope.errors import InputError
+from leukoscope.review import logs
 from leukoscope.review.app import create_app
 from leukoscope.review.settings import Settings
 
@@ -20,15 +21,22 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
     with _listening(settings) as listener:
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         app = create_app(settings)
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+        logs.set_up(settings.log)
         if app.state.welcome:
             say("Nobody has an account yet. Open this link, good for 24 hours:")
             say(app.state.welcome)
         say(f"Leukoscope review: {settings.address} (ctrl-C stops it). "
             "Second reading, not a diagnosis.")  # fmt: skip
-        # Of addresses only the paths are worth a line, and those are in the audit log.
-        options = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
-                                 timeout_graceful_shutdown=10)  # fmt: skip
+        # uvicorn's own log of requests would write addresses with their queries.
+        options = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False,
+                                 server_header=False, timeout_graceful_shutdown=10,
+                                 # Longer than proxies keep idle connections, 60 s: or they would
+                                 # send into one that is being closed.
+                                 timeout_keep_alive=75)  # fmt: skip
+        # What stays for good isn't looked through again and again: that would stop everything.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         uvicorn.Server(options).run(sockets=[listener])
 
 

@@ -15,26 +15,37 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.review import audit, cases, differential
-from leukoscope.review.accounts import acting, check_password
+from leukoscope.review.accounts import Compared, acting, check_password, compare
+from leukoscope.review.database import Database
 from leukoscope.review.problems import Conflict, NotFound, text
 from leukoscope.review.schema import Case, Cell, Change, Job, Model, Signature, Upload, User, now
 
 FORMAT = 1
 
 
-def sign(session: Session, by: User, case_id: str, revision_seen: int, password: str) -> Signature:
+def sign(
+    database: Database, by: User, case_id: str, revision_seen: int, password: str
+) -> Signature:
     """Sign a case as it was seen; it is locked from then on.
 
     Unauthenticated where the password is wrong (counted as at log-in). Conflict where the case is
     signed, was changed since `revision_seen`, holds no cells, or is still being read. Signed by
     this very request, whose answer was lost: that signature.
     """
+    found = compare(database, by, password)
+    with database.begin() as session:
+        return _sign(session, by, case_id, revision_seen, found)
+
+
+def _sign(
+    session: Session, by: User, case_id: str, revision_seen: int, found: Compared
+) -> Signature:
     by = acting(session, by, "reviewer")
     case = cases.find(session, case_id)
     done = _done(session, by, case, revision_seen)
     if done is None:
         cases.open_case(session, case_id)
-    check_password(session, by, password)
+    check_password(session, by, found)
     if done is not None:
         return done
     _refuse_unfinished(session, case, revision_seen)

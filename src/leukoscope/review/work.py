@@ -21,6 +21,7 @@ from leukoscope.review.blobs import Blobs, free_bytes
 from leukoscope.review.cases import NewCell
 from leukoscope.review.database import Database
 from leukoscope.review.decoding import PROBLEM, Cut, Opened
+from leukoscope.review.metrics import Metrics
 from leukoscope.review.problems import DecoderFailed
 from leukoscope.review.reading import said
 from leukoscope.review.schema import Cell, Job, Upload, User
@@ -40,7 +41,8 @@ PATIENT = 2  # attempts; later ones go file by file
 @dataclass(frozen=True)
 class Tools:
     """What jobs work with. `check` is called between steps and raises where the server stops;
-    `pause` waits so many seconds, or until then."""
+    `pause` waits so many seconds, or until then; `turn_over` says whether it is another
+    person's turn; `pass_on`, called where all that was read is written, then raises."""
 
     settings: Settings
     database: Database
@@ -49,6 +51,9 @@ class Tools:
     blobs: Blobs
     check: Callable[[], None]
     pause: Callable[[float], object]
+    turn_over: Callable[[Job], bool]
+    pass_on: Callable[[Job], None]
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,16 @@ def take_in(tools: Tools, job: Job, by: User) -> None:
         for upload in uploads:
             if upload.id in archives:
                 _unpack(tools, job, by, upload)
+                tools.pass_on(job)
         batch = Batch()
         images = [upload for upload in uploads if upload.id not in archives]
         for upload, found in ahead(partial(_open, tools), images, DEPTH):
             batch.uploads[upload.id] = _collect(tools, job, by, batch, upload, found)
-            if batch.full:
+            if batch.full or tools.turn_over(job):
                 batch = _write(tools, job, by, batch)
+                tools.pass_on(job)
         _write(tools, job, by, batch)
+        tools.pass_on(job)
 
 
 def _received(tools: Tools, case_id: str) -> list[Upload]:
@@ -266,6 +274,7 @@ def _write(tools: Tools, job: Job, by: User, batch: Batch) -> Batch:
             if fared["state"] == "failed":
                 _note_failure(session, by, session.get_one(Upload, upload_id))
         jobs.got_on(session, job, len(batch.uploads))
+    tools.metrics.cells.inc(len(batch.cells))
     batch.cells.clear()
     batch.uploads.clear()
     batch.since = time.monotonic()
@@ -303,6 +312,7 @@ def read_again(tools: Tools, job: Job, by: User) -> None:
     for start in range(0, len(missing), TOGETHER):
         tools.check()
         _read_again(tools, job, by, [(i, hashes[i]) for i in missing[start : start + TOGETHER]])
+        tools.pass_on(job)
     with tools.database.begin() as session:
         cases.use_model(session, by, case_id, tools.model_id)
 
@@ -316,3 +326,4 @@ def _read_again(tools: Tools, job: Job, by: User, cells: Sequence[tuple[int, str
     with tools.database.begin() as session:
         cases.add_readings(session, by, str(job.case_id), tools.model_id, found)
         jobs.got_on(session, job, len(found))
+    tools.metrics.cells.inc(len(found))

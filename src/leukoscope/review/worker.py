@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -13,6 +14,7 @@ from leukoscope.errors import LeukoscopeError
 from leukoscope.review import audit, jobs, work
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
+from leukoscope.review.metrics import Metrics
 from leukoscope.review.schema import Case, Job, Upload, User
 from leukoscope.review.settings import Settings
 
@@ -22,23 +24,35 @@ PATIENCE = 5.0  # seconds until the table is looked at without being asked
 WORK = {"intake": work.take_in, "reread": work.read_again}
 
 
+TURN = 2.0  # seconds of work for one person while others wait, and what is begun after them
+
+
 class Stopped(Exception):  # noqa: N818 - no error: the job waits
-    """The server stops; the job goes on after the next start."""
+    """The server stops, or it is somebody else's turn; the job goes on later."""
 
 
 class Worker:
     """One thread (final). What was interrupted is taken up at the next start."""
 
     def __init__(
-        self, settings: Settings, database: Database, reader: Reader, model_id: int, blobs: Blobs
+        self,
+        settings: Settings,
+        database: Database,
+        reader: Reader,
+        model_id: int,
+        blobs: Blobs,
+        metrics: Metrics,
     ) -> None:
         self.database = database
         self._asked = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.tools = work.Tools(
-            settings, database, reader, model_id, blobs, self._check, self._stopping.wait
-        )
+            settings, database, reader, model_id, blobs, self._check, self._stopping.wait,
+            self._turn_over, self._pass_on, metrics,
+        )  # fmt: skip
+        self._served: dict[int, float] = {}  # by user, when their last turn ended
+        self._began = 0.0
 
     def start(self) -> None:
         """Take up what was interrupted, then wait for more."""
@@ -53,6 +67,11 @@ class Worker:
         if self._thread is not None:
             self._thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, unless it was told to stop."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wake(self) -> None:
         """There is something to do."""
         self._asked.set()
@@ -64,17 +83,20 @@ class Worker:
                 self._work()
             except Exception:
                 # Most likely the database is away; and no job may wait for ever for a dead worker.
+                self.tools.metrics.restarts.inc()
                 log.exception("the worker was interrupted; it tries again")
             self._asked.wait(PATIENCE)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
             with self.database.begin() as session:
-                job = jobs.begin(session)
+                job = jobs.begin(session, self._served)
                 by = session.get_one(User, job.user_id) if job else None
             if job is None or by is None:
                 return
+            self._began = time.monotonic()
             self._do(job, by)
+            self._served[job.user_id] = time.monotonic()
 
     def _do(self, job: Job, by: User) -> None:
         if job.arguments["attempts"] > ATTEMPTS:
@@ -123,6 +145,19 @@ class Worker:
             if state == "failed":
                 case = session.get(Case, job.case_id)
                 audit.record(session, "server", "failed job", case, kind=job.kind, error=error)
+
+    def _turn_over(self, job: Job) -> bool:
+        if time.monotonic() - self._began < TURN:
+            return False
+        with self.database.read() as session:
+            if jobs.others_wait(session, job.user_id):
+                return True
+        self._began = time.monotonic()
+        return False
+
+    def _pass_on(self, job: Job) -> None:
+        if self._turn_over(job):
+            raise Stopped
 
     def _check(self) -> None:
         if self._stopping.is_set():

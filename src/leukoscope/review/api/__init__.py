@@ -13,7 +13,7 @@ for part in (people, cases, uploads, cells, signing, oversight):
     router.include_router(
         part.router,
         prefix=PREFIX,
-        responses=documented(400, 401, 403, 413, 422, 503),
+        responses=documented(400, 401, 403, 413, 422, 429, 503),
     )
 router.include_router(oversight.health)
 

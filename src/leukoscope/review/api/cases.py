@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from sqlalchemy import select
 
-from leukoscope.review import cases, jobs
+from leukoscope.review import access, cases, erasure, jobs
 from leukoscope.review.api import models
-from leukoscope.review.api.common import Db, Key, Reviewer, Viewer
+from leukoscope.review.api.common import Administrator, Db, Key, Reviewer, Viewer
 from leukoscope.review.api.errors import documented
 from leukoscope.review.schema import Case, Job, Model
 
@@ -64,9 +64,20 @@ def edit(case_id: str, given: models.CaseChange, by: Reviewer, db: Db) -> Case:
 def reread(case_id: str, by: Reviewer, request: Request, db: Db) -> Job:
     """Have the served model read all cells of an open case; what others said stays."""
     with db.begin() as session:
-        job = jobs.order(session, by, "reread", case_id)
+        job = jobs.order(session, by, "reread", case_id, access.settings(request))
     request.app.state.jobs.wake()
     return job
+
+
+@router.post("/cases/{case_id}/erase", response_model=models.Erased, responses=documented(404, 409))
+def erase(
+    case_id: str, given: models.Erasure, by: Administrator, request: Request, db: Db
+) -> dict[str, int]:
+    """Delete a case's images and all that was typed about it, for good; its acts stay in the log.
+
+    Copies in back-ups aren't reached. Refused while anybody's files come in or are read.
+    """
+    return {"files": erasure.erase(db, request.app.state.blobs, by, case_id, given.reason)}
 
 
 @router.get("/cases/{case_id}/jobs", response_model=models.Jobs, responses=documented(404))

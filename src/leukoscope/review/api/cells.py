@@ -27,6 +27,7 @@ from leukoscope.review.api.common import (
 from leukoscope.review.api.errors import answered, documented
 from leukoscope.review.cases import EXTRA_LABELS, CellView
 from leukoscope.review.changes import Act
+from leukoscope.review.limits import aside
 from leukoscope.review.problems import Conflict
 from leukoscope.review.schema import Case, User
 
@@ -92,16 +93,17 @@ def count(case_id: str, by: Viewer, db: Db) -> dict[str, Any]:  # noqa: ARG001
     with db.read() as session:
         case = cases.find(session, case_id)
         names = cases.classes(session, case)
-        views = cases.cells(session, case.id)
-    predicted, shown = [v.predicted for v in views], [v.shown for v in views]
-    seen = [v for v in views if v.label is not None]
+        labels = cases.labels(session, case)
+    predicted = [model for model, _ in labels]
+    shown = [label or model for model, label in labels]
+    seen = [(model, label) for model, label in labels if label is not None]
     return {
         "revision": case.revision,
         "model": [vars(share) for share in differential.count(predicted, names)],
         "reviewer": [vars(share) for share in differential.count(shown, names)],
         "agreement": vars(differential.agreement(predicted, shown)),
         "looked_at": vars(
-            differential.agreement([v.predicted for v in seen], [v.shown for v in seen])
+            differential.agreement([model for model, _ in seen], [label for _, label in seen])
         ),
         "apart": {name: shown.count(name) for name in EXTRA_LABELS},
     }
@@ -170,6 +172,7 @@ def readings(cell_id: int, by: Viewer, db: Db) -> dict[str, Any]:  # noqa: ARG00
     response_class=FileResponse,
     responses=documented(404) | documented_file("image/webp"),
 )
+@aside("pictures")
 def thumbnail(
     cell_id: int,
     by: Viewer,  # noqa: ARG001
@@ -188,6 +191,7 @@ def thumbnail(
     response_class=FileResponse,
     responses=documented(404) | documented_file("image/jpeg", "image/png", "image/gif"),
 )
+@aside("pictures")
 def image(cell_id: int, by: Viewer, request: Request, db: Db) -> FileResponse:  # noqa: ARG001
     """A cell's whole picture."""
     with db.read() as session:
@@ -200,6 +204,7 @@ def image(cell_id: int, by: Viewer, request: Request, db: Db) -> FileResponse:  
     response_class=FileResponse,
     responses=documented(404, 409) | documented_file("image/png"),
 )
+@aside("long")
 def heat_map(
     cell_id: int,
     by: Viewer,  # noqa: ARG001
@@ -235,6 +240,7 @@ def heat_map(
 @router.get(
     "/cells/{cell_id}/references", response_model=models.References, responses=documented(404)
 )
+@aside("pictures")
 def reference_cells(
     cell_id: int,
     by: Viewer,  # noqa: ARG001
@@ -274,6 +280,7 @@ def reference_cells(
     response_class=Response,
     responses=documented(404) | documented_file("image/png"),
 )
+@aside("pictures")
 def reference_image(label: str, number: int, by: Viewer, request: Request) -> Response:  # noqa: ARG001
     """One of the laboratory's own reference images."""
     data = request.app.state.references.image(label, number)

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Form, Header, Query
 from fastapi.responses import FileResponse
 
-from leukoscope.review.access import database, needs
+from leukoscope.review.access import given_database, needs
 from leukoscope.review.database import Database
 from leukoscope.review.schema import User
 
 PREFIX = "/api/v1"
 
-Db = Annotated[Database, Depends(database)]
+Db = Annotated[Database, Depends(given_database)]
 Viewer = Annotated[User, Depends(needs("viewer"))]
 Reviewer = Annotated[User, Depends(needs("reviewer"))]
 Administrator = Annotated[User, Depends(needs("administrator"))]

@@ -40,6 +40,12 @@ class Problem(BaseModel):
     error: Error
 
 
+_WAIT = {
+    "Retry-After": {
+        "description": "Seconds after which trying again makes sense; nothing was done yet.",
+        "schema": {"type": "integer"},
+    }
+}
 _REFERENCE = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 
@@ -51,6 +57,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """
     return {
         status: {"description": HTTPStatus(status).phrase, "content": _REFERENCE}
+        | ({"headers": _WAIT} if status == HTTPStatus.TOO_MANY_REQUESTS else {})
         for status in statuses
     }
 
@@ -63,6 +70,13 @@ def answered(model: type[BaseModel], status: int = 200) -> dict[int | str, dict[
 def status_of(problem: LeukoscopeError) -> int:
     """The HTTP status of an error; 500 for what is nobody's input."""
     return next((status for kind, status in STATUS if isinstance(problem, kind)), 500)
+
+
+def headers_of(problem: LeukoscopeError | None) -> dict[str, str]:
+    """The headers that belong to an error's answer."""
+    if isinstance(problem, TooMany):
+        return {"Retry-After": str(problem.wait)}
+    return {"WWW-Authenticate": "Bearer"} if isinstance(problem, Unauthenticated) else {}
 
 
 def of_status(status: int, detail: str) -> LeukoscopeError:

@@ -331,6 +331,18 @@ class Acted(BaseModel):
     cells: list[Cell]
 
 
+class Erasure(Given):
+    """reason: why, without naming a patient; it is kept."""
+
+    reason: str
+
+
+class Erased(BaseModel):
+    """How many image files were deleted; those that other cases show, too, stay."""
+
+    files: int
+
+
 class NewLabels(Given):
     label: str
     cells: Seen
@@ -473,8 +485,17 @@ class Quality(BaseModel):
 
 
 class Health(BaseModel):
-    """`database`: ok."""
+    """The server is alive; which model it serves."""
 
     status: Literal["ok"]
     version: str
     model: str
+
+
+class Ready(BaseModel):
+    """The parts that work: all of them, or the answer is another one."""
+
+    database: Literal["ok"]
+    folder: Literal["ok"]
+    model: Literal["ok"]
+    worker: Literal["ok"]

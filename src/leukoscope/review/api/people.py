@@ -19,13 +19,15 @@ from leukoscope.review.api.models import (
     PersonChange,
     Token,
 )
+from leukoscope.review.limits import aside
 from leukoscope.review.schema import ApiToken, User
 from leukoscope.review.security import cross_site_token
 
 router = APIRouter(tags=["people"])
 
 
-@router.post("/session", response_model=Me, responses=documented(429))
+@router.post("/session", response_model=Me)
+@aside("passwords")
 def log_in(given: Credentials, request: Request, response: Response, db: Db) -> dict[str, object]:
     """Log in: sets the session's cookie."""
     token = access.log_in(request, given.name, given.password)
@@ -52,10 +54,10 @@ def log_out(by: InBrowser, request: Request, response: Response, db: Db) -> None
 
 
 @router.put("/session/password", status_code=204)
+@aside("passwords")
 def change_password(by: InBrowser, given: NewPassword, db: Db) -> None:
     """Change the own password; all own sessions end."""
-    with db.begin() as session:
-        accounts.change_password(session, by, given.old, given.new)
+    accounts.change_password(db, by, given.old, given.new)
 
 
 @router.get("/users", response_model=list[Person])
@@ -89,10 +91,10 @@ def invite(given: NewInvitation, by: Administrator, request: Request, db: Db) ->
 @router.post(
     "/invitations/{token}", status_code=201, response_model=Person, responses=documented(404, 409)
 )
+@aside("passwords")
 def accept(token: str, given: Credentials, db: Db) -> User:
     """Make the account that a one-time link is for. Needs no log-in: the link is the key."""
-    with db.begin() as session:
-        return accounts.accept(session, token, given.name, given.password)
+    return accounts.accept(db, token, given.name, given.password)
 
 
 @router.get("/tokens", response_model=list[Token])

@@ -17,6 +17,7 @@ from leukoscope.review.api import models
 from leukoscope.review.api.common import Db, Reviewer, Viewer, documented_file
 from leukoscope.review.api.errors import documented
 from leukoscope.review.blobs import Blobs
+from leukoscope.review.limits import aside
 from leukoscope.review.problems import NotFound
 from leukoscope.review.schema import Case, Model, Signature
 
@@ -30,10 +31,10 @@ Version = Annotated[int, Query(ge=1, le=2**31 - 1)]
     response_model=models.Signature,
     responses=documented(404, 409),
 )
+@aside("passwords")
 def sign(case_id: str, given: models.NewSignature, by: Reviewer, db: Db) -> Signature:
     """Sign a case as it was seen, with the password once more; it is locked from then on."""
-    with db.begin() as session:
-        return signing.sign(session, by, case_id, given.revision_seen, given.password)
+    return signing.sign(db, by, case_id, given.revision_seen, given.password)
 
 
 @router.post("/cases/{case_id}/amend", response_model=models.Case, responses=documented(404, 409))
@@ -77,6 +78,7 @@ MEDIA = {
     responses=documented(404, 409)
     | documented_file("application/pdf", "application/zip", "application/fhir+json"),
 )
+@aside("long")
 def export(
     case_id: str,
     kind: Literal["pdf", "csv", "fhir", "retraining"],

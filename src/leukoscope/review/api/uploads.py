@@ -16,6 +16,7 @@ from leukoscope.review.api import models
 from leukoscope.review.api.common import Db, Key, Reviewer, Viewer, documented_file, picture
 from leukoscope.review.api.errors import documented
 from leukoscope.review.database import Database
+from leukoscope.review.limits import aside
 from leukoscope.review.problems import Conflict, NotFound
 from leukoscope.review.schema import Upload
 
@@ -77,14 +78,16 @@ def one(upload_id: str, by: Viewer, db: Db) -> models.Upload:  # noqa: ARG001
 )
 async def append(
     upload_id: str,
-    by: Reviewer,  # noqa: ARG001
+    by: Reviewer,
     request: Request,
     db: Db,
     offset: Annotated[int, Query(ge=0)],
 ) -> models.Upload:
     """Send bytes from `offset` on, which must be the number received so far."""
+    state = request.app.state
     try:
-        await intake.append(db, request.app.state.blobs, upload_id, offset, request.stream())
+        with state.streams.inside(by.id):
+            await intake.append(db, state.blobs, upload_id, offset, request.stream())
     except ClientDisconnect:  # nobody hears this; it is no bug to be logged with its traceback
         raise Conflict("The connection broke", fix="Go on from what has arrived.") from None
     return await run_sync(_present, db, upload_id)
@@ -119,6 +122,7 @@ def abandon(upload_id: str, by: Reviewer, request: Request, db: Db) -> None:
     response_class=FileResponse,
     responses=documented(404) | documented_file("image/jpeg", "image/png", "image/gif"),
 )
+@aside("pictures")
 def image(upload_id: str, by: Viewer, request: Request, db: Db) -> FileResponse:  # noqa: ARG001
     """The file as a browser can show it: a field, or a single cell's image."""
     with db.read() as session:

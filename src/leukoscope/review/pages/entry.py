@@ -12,6 +12,7 @@ from leukoscope.review.access import visitor
 from leukoscope.review.api.common import Db, InBrowser, Text, Viewer
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
+from leukoscope.review.limits import aside
 from leukoscope.review.pages.render import page, seen
 from leukoscope.review.schema import User
 
@@ -45,6 +46,7 @@ def _welcome(
 
 
 @router.post("/welcome/{token}")
+@aside("passwords")
 def accept(
     request: Request, token: str, database: Db, name: Text = "", password: Text = ""
 ) -> Response:
@@ -53,8 +55,7 @@ def accept(
         link = accounts.invitation(session, token)
         owner = accounts.find_user(session, link.user_id) if link.user_id else None
     try:
-        with database.begin() as session:
-            accounts.accept(session, token, name, password)
+        accounts.accept(database, token, name, password)
     except LeukoscopeError as problem:
         return _welcome(request, token, link.role, owner.name if owner else "", problem)
     return _enter(request, name, password, "/cases")
@@ -69,6 +70,7 @@ def login(request: Request, who: Visitor) -> Response:
 
 
 @router.post("/login")
+@aside("passwords")
 def enter(request: Request, name: Text = "", password: Text = "", next: Text = "") -> Response:  # noqa: A002
     """Log in, and on to where the visitor wanted to go."""
     try:
@@ -127,13 +129,13 @@ def _account(
 
 
 @router.post("/account/password")
+@aside("passwords")
 def password(
     request: Request, user: InBrowser, database: Db, old: Text = "", new: Text = ""
 ) -> Response:
     """Another password; all sessions end, this one goes on anew."""
     try:
-        with database.begin() as session:
-            accounts.change_password(session, user, old, new)
+        accounts.change_password(database, user, old, new)
     except LeukoscopeError as problem:
         return _account(request, user, database, problem)
     return _enter(request, user.name, new, "/account")

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from leukoscope.review import audit, quality
 from leukoscope.review.api.common import Administrator, Db, Text, Viewer
+from leukoscope.review.limits import aside
 from leukoscope.review.pages.charts import charts
 from leukoscope.review.pages.render import page
 from leukoscope.review.schema import Case, Entry, Model
@@ -36,6 +37,7 @@ def _pseudonyms(session: Session, lines: list[Entry]) -> dict[str, str]:
 
 
 @router.post("/audit/verify")
+@aside("long")
 def verify(request: Request, user: Administrator, database: Db, noted: Text = "") -> Response:
     """Check the whole chain."""
     with database.read() as session:
@@ -62,6 +64,7 @@ def about(request: Request, user: Viewer, database: Db) -> Response:
 
 
 @router.get("/quality")
+@aside("long")
 def over_time(
     request: Request, user: Viewer, database: Db, unit: quality.Unit = "week"
 ) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import leukoscope
 from leukoscope.errors import LeukoscopeError
 from leukoscope.review import access
+from leukoscope.review.api.errors import headers_of
 from leukoscope.review.cases import EXTRA_LABELS
 from leukoscope.review.problems import Unauthenticated
 from leukoscope.review.schema import User
@@ -41,6 +42,7 @@ def page(
     *,
     problem: LeukoscopeError | None = None,
     status: int = 200,
+    headers: Mapping[str, str] | None = None,
     **context: Any,
 ) -> Response:
     """A template as an answer. `problem` is shown above the form that it belongs to."""
@@ -57,10 +59,12 @@ def page(
             **context,
         )
     )
-    return HTMLResponse(html, status)
+    return HTMLResponse(html, status, {**(headers or {}), **headers_of(problem)})
 
 
-def error_page(request: Request, status: int, message: str, fix: str) -> Response:
+def error_page(
+    request: Request, status: int, message: str, fix: str, headers: Mapping[str, str] | None = None
+) -> Response:
     """What went wrong as a page; whoever isn't logged in is asked to.
 
     htmx gets the API's shape instead, and shows it beside what is on the screen.
@@ -76,13 +80,17 @@ def error_page(request: Request, status: int, message: str, fix: str) -> Respons
         )
     if partial:
         return JSONResponse(
-            {"error": {"code": "refused", "message": message, "fix": fix, "field": ""}}, status
-        )
+            {"error": {"code": "refused", "message": message, "fix": fix, "field": ""}},
+            status, headers,
+        )  # fmt: skip
     try:
         user = access.visitor(request) if status < 500 else None
     except (Unauthenticated, SQLAlchemyError):  # no second problem in the page about the first
         user = None
-    return page(request, "error.html", user, status=status, message=message, fix=fix, code=status)
+    return page(
+        request, "error.html", user, status=status, headers=headers, message=message, fix=fix,
+        code=status,
+    )  # fmt: skip
 
 
 def seen(target: str) -> Response:

@@ -9,11 +9,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, LeukoscopeError
-from leukoscope.review import audit, cases, differential, jobs, signing
+from leukoscope.review import access, audit, cases, differential, jobs, signing
 from leukoscope.review.access import needs
 from leukoscope.review.api.common import Db, Reviewer, Text, Viewer
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
+from leukoscope.review.limits import aside
 from leukoscope.review.pages.render import keys_of, page, seen
 from leukoscope.review.schema import Case, Cell, Upload, User
 from leukoscope.review.vocabulary import spelled
@@ -167,7 +168,7 @@ def _micrometres(typed: str) -> float | None:
 def reread(request: Request, user: Reviewer, case_id: str, database: Db) -> Response:
     """Have the model that is served now read the case again; what others said stays."""
     with database.begin() as session:
-        jobs.order(session, user, "reread", case_id)
+        jobs.order(session, user, "reread", case_id, access.settings(request))
     request.app.state.jobs.wake()
     return seen(f"/cases/{case_id}/images")
 
@@ -236,6 +237,7 @@ def _report(
 
 
 @router.post("/{case_id}/sign")
+@aside("passwords")
 def sign(
     request: Request,
     user: Annotated[User, Depends(needs("reviewer", "session"))],
@@ -246,8 +248,7 @@ def sign(
 ) -> Response:
     """Sign what was seen."""
     try:
-        with database.begin() as session:
-            signing.sign(session, user, case_id, revision, password)
+        signing.sign(database, user, case_id, revision, password)
     except LeukoscopeError as problem:
         return _report(request, user, database, case_id, problem=problem)
     return seen(f"/cases/{case_id}/report")

@@ -2,13 +2,25 @@
 const token = document.querySelector('meta[name="csrf-token"]')?.content ?? "";
 
 export class ApiError extends Error {
-  constructor(status, { code = "", message = "", fix = "", field = null } = {}) {
+  constructor(status, { code = "", message = "", fix = "", field = null } = {}, wait = 0) {
     super(message || `The server answered ${status}.`);
-    Object.assign(this, { status, code, fix, field });
+    Object.assign(this, { status, code, fix, field, wait });
   }
 }
 
-export async function send(method, path, body, { raw = false, signal, key } = {}) {
+export const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+/** Ask; what the server has no time for (429: nothing was done) is asked again when it says. */
+export async function send(method, path, body, options = {}) {
+  for (let tries = 1; ; tries += 1) {
+    try { return await ask(method, path, body, options); } catch (problem) {
+      if (problem.status !== 429 || problem.wait > 3 || tries > 3) throw problem;
+      await pause(1000 * problem.wait);
+    }
+  }
+}
+
+async function ask(method, path, body, { raw = false, signal, key } = {}) {
   const headers = { Accept: "application/json", "X-CSRF-Token": token };
   if (body !== undefined) headers["Content-Type"] = raw ? "application/octet-stream" : "application/json";
   if (key) headers["Idempotency-Key"] = key;  // sent again, it makes nothing twice
@@ -23,7 +35,7 @@ export async function send(method, path, body, { raw = false, signal, key } = {}
   }
   const said = answer.status === 204 ? {} : await answer.json().catch(() => ({}));
   if (answer.status === 401) location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
-  if (!answer.ok) throw new ApiError(answer.status, said.error);
+  if (!answer.ok) throw new ApiError(answer.status, said.error, Number(answer.headers.get("Retry-After")));
   return said;
 }
 

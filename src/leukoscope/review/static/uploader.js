@@ -1,5 +1,5 @@
 // Uploads in pieces: a file that was cut off is continued where it stopped, also after a reload.
-import { away, get, make, newKey, send, tell, tellProblem } from "./api.js";
+import { away, get, make, newKey, pause, send, tell, tellProblem } from "./api.js";
 
 const PIECE = 4 * 1024 * 1024;
 const AT_ONCE = 2;
@@ -14,7 +14,6 @@ let before = [];  // uploads of this case that an earlier visit began
 
 const kind = () => document.querySelector('input[name="kind"]:checked')?.value ?? "auto";
 const megabytes = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
-const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
 class Row {
   constructor(file, path) {
@@ -57,7 +56,8 @@ class Row {
     const alike = before.filter((u) => u.name === this.path && u.size === this.file.size && u.state === "receiving");
     const known = alike.length === 1 ? alike[0] : undefined;
     before = before.filter((u) => u !== known);
-    const upload = this.upload ?? known ?? await this.announce();
+    const upload = this.upload ?? known ?? await this.announced();
+    if (!upload) return undefined;  // stopped while it waited
     this.upload = upload;
     let at = upload.received ?? 0;
     let failures = 0;
@@ -71,6 +71,10 @@ class Row {
         failures = 0;
       } catch (problem) {
         if (problem.name === "AbortError") break;
+        if (problem.status === 429) {
+          await this.waited(problem);
+          continue;
+        }
         if ((!away(problem) && problem.status !== 409) || problem.field === "state") throw problem;
         failures += 1;
         await this.later(problem, failures);
@@ -83,20 +87,32 @@ class Row {
     return undefined;
   }
 
-  async announce() {
+  /** The server's word that the file may come; as long as it has enough to do, this waits. */
+  async announced() {
     const what = { name: this.path, size: this.file.size, kind: kind() };
-    for (let failures = 1; ; failures += 1) {
+    for (let failures = 0; this.state === "sending";) {
       try { return await send("POST", `cases/${caseId}/uploads`, what, { key: this.key }); } catch (problem) {
+        if (problem.status === 429) {
+          await this.waited(problem);
+          continue;
+        }
         if (!away(problem)) throw problem;
+        failures += 1;
         await this.later(problem, failures);
       }
     }
+    return null;
+  }
+
+  async waited({ wait }) {
+    this.words.textContent = "waits: the server has much to read; goes on by itself";
+    await pause(1000 * Math.max(1, wait));
   }
 
   async later(problem, failures) {
     if (failures > 8) throw problem;
     this.words.textContent = "server out of reach, trying again";
-    await wait(Math.min(500 * 2 ** failures, 8000));
+    await pause(Math.min(500 * 2 ** failures, 8000));
   }
 
   over({ state, error }) {
