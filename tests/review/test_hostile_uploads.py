@@ -280,7 +280,13 @@ def test_a_dying_decoder_costs_its_file_alone(dying: Served) -> None:
 
 
 @pytest.mark.parametrize("how", SENTENCES)
-def test_how_decoders_end(how: str, mortal: None, tmp_path: Path) -> None:  # noqa: ARG001
+def test_how_decoders_end(
+    how: str,
+    mortal: None,  # noqa: ARG001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path, good = tmp_path / "a.png", tmp_path / "good.png"
     path.write_bytes(f"die {how} ".encode())
     good.write_bytes(bundle.cell())
@@ -294,9 +300,8 @@ def test_how_decoders_end(how: str, mortal: None, tmp_path: Path) -> None:  # no
     assert isinstance(caught.value, DecoderFailed) == (how not in {"swollen", "writing"})
     assert decoder.pixels(good).shape == (64, 64, 3)
     decoder.close()
-    assert (
-        not Path("written-by-a-decoder").exists() or not Path("written-by-a-decoder").stat().st_size
-    )
+    written = tmp_path / "written-by-a-decoder"
+    assert not written.exists() or not written.stat().st_size
 
 
 def test_a_decoder_killed_while_idle_costs_no_file(tmp_path: Path) -> None:
