@@ -151,7 +151,7 @@ def test_one_server_holds_a_folder_until_it_dies(tmp_path: Path) -> None:
 def died(database: Database, at: str | None = None) -> None:
     """A server takes up the job, with the file `at` in its hands, and dies."""
     with database.begin() as session:
-        job = jobs.begin(session)
+        job = jobs.begin(session, {})
         assert job is not None
         if at and job.arguments["attempts"] > work.PATIENT:
             jobs.suspect(session, job, session.get_one(Upload, at))
@@ -207,7 +207,7 @@ def one_more_file(state: Any, anna: TestClient, case: str) -> int:
 
     before = there()
     with state.database.begin() as session:
-        job = jobs.begin(session)
+        job = jobs.begin(session, {})
         assert job is not None and job.arguments["attempts"] <= work.PATIENT
         by = session.get_one(User, job.user_id)
     with pytest.raises(DiedError):
