@@ -96,6 +96,20 @@ class Decoder:
             with _starting, _nameless_main():
                 forkserver.ensure_running()
 
+    def await_first(self) -> None:
+        """Wait until a process has loaded its libraries."""
+        process = self._idle.get()
+        try:
+            process = self._alive(process)
+        finally:
+            self._idle.put(process)
+
+    def _alive(self, process: _Process | None) -> _Process:
+        """The process, or a new one where there is none or it has ended."""
+        if process is not None and process.alive:
+            return process
+        return _Process(self.limits, self.contract)
+
     def close(self) -> None:
         """End the processes that have nothing to do."""
         with contextlib.suppress(queue.Empty):
@@ -148,8 +162,7 @@ class Decoder:
         process = self._idle.get()
         ended = False
         try:
-            if process is None or not process.alive:
-                process = _Process(self.limits, self.contract)
+            process = self._alive(process)
             process.send({"task": task, "path": str(path), **given})
             while True:
                 said, parts = process.receive(self.limits.seconds)

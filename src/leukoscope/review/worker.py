@@ -80,6 +80,9 @@ class Worker:
         while not self._stopping.is_set():
             self._asked.clear()
             try:
+                # Else a server that ends within its first second would have got nowhere with a file
+                # that it never looked at, and that would count against the file.
+                self.tools.blobs.decoder.await_first()
                 self._work()
             except Exception:
                 # Most likely the database is away; and no job may wait for ever for a dead worker.
