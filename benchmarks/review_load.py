@@ -43,7 +43,7 @@ import postgres  # noqa: E402
 from common import machine, markdown  # noqa: E402
 from store import PASSWORD, person  # noqa: E402
 
-from leukoscope.bundle.contract import CONTRACT, GRAPH, Contract  # noqa: E402
+from leukoscope.bundle.contract import CONTRACT, GRAPH, read  # noqa: E402
 from leukoscope.files import sha256_of  # noqa: E402
 from leukoscope.review import audit, cases  # noqa: E402
 from leukoscope.review.database import Database  # noqa: E402
@@ -89,7 +89,7 @@ def furnish(url: str, folder: Path, bundle: Path, cells: int) -> tuple[list[str]
 
 def _case(database: Database, by: User, bundle: Path, cells: int, number: int) -> str:
     """A case of read cells; nothing read them: what the model says of them is drawn."""
-    contract = Contract.model_validate_json((bundle / CONTRACT).read_text())
+    contract = read(bundle)
     rng = np.random.default_rng(number)
     with database.begin() as session:
         graph, words = sha256_of(bundle / GRAPH), sha256_of(bundle / CONTRACT)

@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import BinaryIO, Literal
 
 import anyio
@@ -25,6 +26,7 @@ from leukoscope.review.accounts import acting
 from leukoscope.review.blobs import Blobs, free_bytes
 from leukoscope.review.database import Database
 from leukoscope.review.files import clean
+from leukoscope.review.limits import lane
 from leukoscope.review.problems import Conflict, NotFound, TooMany
 from leukoscope.review.schema import Upload, User
 from leukoscope.review.settings import Settings
@@ -140,8 +142,9 @@ async def append(
 
     Conflict, saying how many bytes there are, where `offset` isn't that number.
     """
+    aside = partial(run_sync, limiter=lane("uploads"))
     with _alone(upload_id):
-        size, handle = await run_sync(_open, database, blobs, upload_id, offset)
+        size, handle = await aside(_open, database, blobs, upload_id, offset)
         arrived = offset
         try:
             async for chunk in _in_time(chunks):
@@ -151,12 +154,12 @@ async def append(
                         fix="Begin the upload anew with the right size.",
                         field="size",
                     )
-                await run_sync(handle.write, chunk)
+                await aside(handle.write, chunk)
                 arrived += len(chunk)
         finally:
             # Also where the connection broke or the server stops: what is there counts.
             with anyio.CancelScope(shield=True):
-                await run_sync(_arrived, database, handle, upload_id, arrived)
+                await aside(_arrived, database, handle, upload_id, arrived)
 
 
 async def _in_time(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

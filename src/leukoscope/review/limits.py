@@ -62,30 +62,38 @@ class Gate:
 THREADS = 6
 """For requests: more would only wait for the interpreter's lock, and make each other wait for it
 after every call into the database. Some wait for the database's writer or disk instead."""
-_ASIDE = {"pictures": 500, "long": 50, "passwords": 16}  # how many may wait
+# How many of a kind work at once, and how many may wait.
+_ASIDE = {"pictures": (2, 500), "uploads": (1, 500), "long": (2, 50), "passwords": (2, 16)}
 # Of each event loop its own.
 _LIMITERS: dict[str, RunVar[CapacityLimiter]] = {name: RunVar(name) for name in _ASIDE}
 
 
-def aside(
-    kind: Literal["pictures", "long", "passwords"], most: int = 2
-) -> Callable[[Route], Route]:
+Kind = Literal["pictures", "uploads", "long", "passwords"]
+
+
+def lane(kind: Kind) -> CapacityLimiter:
+    """What lets few of one kind work at once."""
+    try:
+        return _LIMITERS[kind].get()
+    except LookupError:
+        limiter = CapacityLimiter(_ASIDE[kind][0])
+        _LIMITERS[kind].set(limiter)
+        return limiter
+
+
+def aside(kind: Kind) -> Callable[[Route], Route]:
     """A route whose work is slow waits for others of its kind, not in the way of the rest.
 
-    Corrections would otherwise wait behind the thumbnails of everybody who opens a case, or behind
-    passwords, each of which takes 64 MiB and every core for a moment. most: of that kind at once.
-    TooMany where very many wait.
+    Corrections would otherwise wait behind the thumbnails of everybody who opens a case, behind
+    files, of which programs send one after the other, or behind passwords, each of which takes
+    64 MiB and every core for a moment. TooMany where very many wait.
     """
 
     def decorated(route: Route) -> Route:
         @functools.wraps(route)
         async def turned(*args: Any, **given: Any) -> Any:
-            try:
-                limiter = _LIMITERS[kind].get()
-            except LookupError:
-                limiter = CapacityLimiter(most)
-                _LIMITERS[kind].set(limiter)
-            if limiter.statistics().tasks_waiting >= _ASIDE[kind]:
+            limiter = lane(kind)
+            if limiter.statistics().tasks_waiting >= _ASIDE[kind][1]:
                 raise TooMany(
                     "Many people ask for the same at this moment", fix="Try again in a moment.",
                     wait=2,

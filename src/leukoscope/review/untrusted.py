@@ -53,6 +53,9 @@ class Limits(Table):
 
 
 Message = tuple[dict[str, Any], Sequence[bytes | memoryview]]
+BEHIND = 10
+"""How much nicer a decoder is than the server (nice(2)): files come as fast as they are taken, so
+decoding them would take as much of the processors as answering people."""
 
 
 def work(connection: Connection, limits: str, contract: str) -> None:
@@ -75,13 +78,15 @@ def work(connection: Connection, limits: str, contract: str) -> None:
 
 
 def _confine(memory: int) -> None:
-    """No more memory than that, no files, no core dumps of patients' images; and where the whole
-    machine's memory ends, this process is the one to go. Without effect where the system has no
-    such limits: there only `Limits.seconds` holds."""
+    """No more memory than that, no files, no core dumps of patients' images; where the processors
+    are busy, people who review come first, and where the whole machine's memory ends, this process
+    is the one to go. Without effect where the system has no such limits: there only
+    `Limits.seconds` holds."""
     try:
         import resource
     except ImportError:
         return
+    os.nice(BEHIND)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     try:

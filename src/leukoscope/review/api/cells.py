@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from sqlalchemy.orm import Session
 
 from leukoscope.errors import UnknownNameError
 from leukoscope.imaging.read import png
@@ -27,6 +26,7 @@ from leukoscope.review.api.common import (
 from leukoscope.review.api.errors import answered, documented
 from leukoscope.review.cases import EXTRA_LABELS, CellView
 from leukoscope.review.changes import Act
+from leukoscope.review.database import Database
 from leukoscope.review.limits import aside
 from leukoscope.review.problems import Conflict
 from leukoscope.review.schema import Case, User
@@ -49,11 +49,17 @@ def _change(act: Act) -> dict[str, Any]:
             "label": act.label, "cells": act.cells}  # fmt: skip
 
 
-def _acted(session: Session, by: User, case_id: str, act: Act) -> dict[str, Any]:
-    undo, redo = changes.can(session, by, case_id)
-    now = _plain(cases.cells(session, case_id, since=act.revision - 1))
-    return {"revision": act.revision, "undo": undo, "redo": redo, "change": _change(act),
-            "cells": now}  # fmt: skip
+def _acted(db: Database, by: User, case_id: str, act: Act) -> JSONResponse:
+    """The answer, put together after the act is stored: nobody else's has to wait for that.
+
+    What others did meanwhile may be in it already; it comes again with what changed since.
+    """
+    with db.read() as session:
+        undo, redo = changes.can(session, by, case_id)
+        now = _plain(cases.cells(session, case_id, since=act.revision - 1))
+    return JSONResponse(
+        {"revision": act.revision, "undo": undo, "redo": redo, "change": _change(act), "cells": now}
+    )
 
 
 # --- of a case ------------------------------------------------------------------------------------
@@ -117,7 +123,7 @@ def label(case_id: str, given: models.NewLabels, by: Reviewer, db: Db) -> JSONRe
     """Give cells a class; refused as a whole where somebody else was faster with one of them."""
     with db.begin() as session:
         act = changes.relabel(session, by, case_id, given.cells, given.label)
-        return JSONResponse(_acted(session, by, case_id, act))
+    return _acted(db, by, case_id, act)
 
 
 @router.post(
@@ -128,21 +134,23 @@ def confirm(case_id: str, given: models.Confirmed, by: Reviewer, db: Db) -> JSON
     """Say that the model is right about these cells."""
     with db.begin() as session:
         act = changes.confirm(session, by, case_id, given.cells)
-        return JSONResponse(_acted(session, by, case_id, act))
+    return _acted(db, by, case_id, act)
 
 
 @router.post("/cases/{case_id}/undo", responses=answered(models.Acted) | documented(404, 409))
 def undo(case_id: str, by: Reviewer, db: Db, seen: Seen = None) -> JSONResponse:
     """Take back one's own last act."""
     with db.begin() as session:
-        return JSONResponse(_acted(session, by, case_id, changes.undo(session, by, case_id, seen)))
+        act = changes.undo(session, by, case_id, seen)
+    return _acted(db, by, case_id, act)
 
 
 @router.post("/cases/{case_id}/redo", responses=answered(models.Acted) | documented(404, 409))
 def redo(case_id: str, by: Reviewer, db: Db, seen: Seen = None) -> JSONResponse:
     """Do again what one took back."""
     with db.begin() as session:
-        return JSONResponse(_acted(session, by, case_id, changes.redo(session, by, case_id, seen)))
+        act = changes.redo(session, by, case_id, seen)
+    return _acted(db, by, case_id, act)
 
 
 # --- of one cell ----------------------------------------------------------------------------------
@@ -157,7 +165,7 @@ def comment(cell_id: int, given: models.NewComment, by: Reviewer, db: Db) -> JSO
     with db.begin() as session:
         case_id = cases.find_cell(session, cell_id).case_id
         act = changes.comment(session, by, case_id, cell_id, given.revision_seen, given.text)
-        return JSONResponse(_acted(session, by, case_id, act))
+    return _acted(db, by, case_id, act)
 
 
 @router.get("/cells/{cell_id}/readings", response_model=models.Readings, responses=documented(404))
@@ -179,7 +187,7 @@ def thumbnail(
     request: Request,
     db: Db,
     size: Literal["96", "256"] = "96",
-) -> FileResponse:
+) -> Response:
     """A small picture of a cell."""
     with db.read() as session:
         sha256 = cases.find_cell(session, cell_id).sha256
@@ -192,7 +200,7 @@ def thumbnail(
     responses=documented(404) | documented_file("image/jpeg", "image/png", "image/gif"),
 )
 @aside("pictures")
-def image(cell_id: int, by: Viewer, request: Request, db: Db) -> FileResponse:  # noqa: ARG001
+def image(cell_id: int, by: Viewer, request: Request, db: Db) -> Response:  # noqa: ARG001
     """A cell's whole picture."""
     with db.read() as session:
         sha256 = cases.find_cell(session, cell_id).sha256
@@ -211,7 +219,7 @@ def heat_map(
     request: Request,
     db: Db,
     label: Annotated[str, Query(max_length=128)] = "",
-) -> FileResponse:
+) -> Response:
     """Where the served model sees evidence for a class, by default the predicted one."""
     state = request.app.state
     with db.read() as session:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Form, Header, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 
 from leukoscope.review.access import given_database, needs
 from leukoscope.review.database import Database
@@ -43,9 +43,17 @@ Seen = Annotated[
 CACHED = {"Cache-Control": "private, max-age=86400, immutable"}
 
 
-def picture(path: Path, media_type: str) -> FileResponse:
-    """An image that a browser may keep."""
-    return FileResponse(path, media_type=media_type, headers=CACHED)
+WHOLE = 2**20  # bytes
+
+
+def picture(path: Path, media_type: str) -> Response:
+    """An image that a browser may keep.
+
+    Small ones are read here: FileResponse has other threads open, read and close each.
+    """
+    if path.stat().st_size > WHOLE:
+        return FileResponse(path, media_type=media_type, headers=CACHED)
+    return Response(path.read_bytes(), media_type=media_type, headers=CACHED)
 
 
 def documented_file(*media_types: str) -> dict[int | str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect
@@ -41,6 +41,7 @@ def _view(session: Session, upload: Upload) -> models.Upload:
     response_model=models.Upload,
     responses=documented(404, 409),
 )
+@aside("uploads")
 def start(
     case_id: str, given: models.NewUpload, by: Reviewer, request: Request, db: Db, key: Key = ""
 ) -> models.Upload:
@@ -101,6 +102,7 @@ def _present(db: Database, upload_id: str) -> models.Upload:
 @router.post(
     "/uploads/{upload_id}/finish", response_model=models.Upload, responses=documented(404, 409)
 )
+@aside("uploads")
 def finish(upload_id: str, by: Reviewer, request: Request, db: Db) -> models.Upload:
     """All bytes are sent: the file is recognised as a duplicate, or read."""
     upload = intake.finish(db, request.app.state.blobs, by, upload_id)
@@ -123,7 +125,7 @@ def abandon(upload_id: str, by: Reviewer, request: Request, db: Db) -> None:
     responses=documented(404) | documented_file("image/jpeg", "image/png", "image/gif"),
 )
 @aside("pictures")
-def image(upload_id: str, by: Viewer, request: Request, db: Db) -> FileResponse:  # noqa: ARG001
+def image(upload_id: str, by: Viewer, request: Request, db: Db) -> Response:  # noqa: ARG001
     """The file as a browser can show it: a field, or a single cell's image."""
     with db.read() as session:
         upload = intake.find(session, upload_id)
