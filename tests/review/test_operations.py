@@ -158,10 +158,10 @@ def test_requests_at_once_are_bounded_but_health_is_answered() -> None:
 
 
 def test_what_is_slow_waits_aside_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(limits._ASIDE, "long", 2)
+    monkeypatch.setitem(limits._ASIDE, "long", (1, 2))
     release, running = threading.Event(), threading.Semaphore(0)
 
-    @aside("long", most=1)
+    @aside("long")
     def route(number: int) -> int:
         running.release()
         release.wait(10)
