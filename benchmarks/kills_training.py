@@ -157,6 +157,7 @@ class Place:
 def forked(arguments: Sequence[str], place: Place, kill: Kill = Kill()) -> Callable[[], Ended]:
     """Run `leukoscope ARGUMENTS` in a child of this process; a function that waits for its end."""
     log = Path(tempfile.mkdtemp(dir=place.expected.parent, prefix="log-"))
+    (log / "err").touch()  # the kill may come before it is opened
     sys.stdout.flush()
     began = time.monotonic()
     child = os.fork()

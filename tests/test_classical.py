@@ -657,7 +657,9 @@ def test_network_and_classifier_become_one_graph() -> None:
     model = fitted(features, labels, pca="network")
     with seeded(0):
         network = nn.Sequential(nn.Conv2d(3, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    graph = join(network_to_onnx(network, (24, 20), ("features",)), to_onnx(model, 32))
+    first = network_to_onnx(network, (24, 20), ("features",))
+    graph = join(first, to_onnx(model, 32))
+    assert join(first, to_onnx(model, 32)) == graph, "the same model has the same hash"
     session = onnx_session(graph, threads=1)
     assert [i.name for i in session.get_inputs()] == ["images"]
     assert [o.name for o in session.get_outputs()] == ["logits", "features"]

@@ -101,10 +101,13 @@ def read_parquet(
 def _refuse_bomb(about: pq.FileMetaData, size: int, path: Path) -> None:
     """InputError for rows or bytes that a file of `size` bytes holds only where they are all alike:
     a kilobyte can say a billion rows. Every row of ours names an image of its own."""
-    stored = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-    if about.num_rows > 10**6 + 100 * size or stored > 2**26 + 1000 * size:
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    stored = sum(max(0, group.total_byte_size) for group in groups)
+    # Said in two places, which needn't agree; room is made for what the groups say.
+    rows = max(about.num_rows, sum(max(0, group.num_rows) for group in groups))
+    if rows > 10**6 + 100 * size or stored > 2**26 + 1000 * size:
         raise InputError(
-            f"{path} has {size:,} bytes, which unpack to {about.num_rows:,} rows of {stored:,} "
+            f"{path} has {size:,} bytes, which unpack to {rows:,} rows of {stored:,} "
             "bytes; allowed: 100 rows and 1000 bytes a byte of the file",
             fix="Write the table anew without compression.",
             field="source",

@@ -124,9 +124,11 @@ def join(network: bytes, classical: bytes) -> bytes:
     second.ir_version = first.ir_version
     second.graph.ClearField("value_info")  # add_prefix would rename input and output by it
     second = compose.add_prefix(second, "classical/", rename_outputs=False, rename_inputs=False)
+    # Names of its own would have a random part, and the same model another hash each time.
     joined = compose.merge_models(
-        first, second, [("features", "features")], outputs=["logits", *outputs]
-    )
+        first, second, [("features", "features")], outputs=["logits", *outputs],
+        name=first.graph.name, doc_string="",
+    )  # fmt: skip
     logits_first = sorted(joined.graph.output, key=lambda output: output.name != "logits")
     joined.graph.ClearField("output")
     joined.graph.output.extend(logits_first)
