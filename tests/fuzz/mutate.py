@@ -140,8 +140,10 @@ _WRITTEN = ("none", "snappy", "gzip", "zstd", "brotli", "lz4")
 def _parquet(data: bytes, rng: random.Random) -> bytes:
     try:
         about = pq.read_metadata(io.BytesIO(data))
-        stored = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-        if about.num_rows > 1000 or stored > 2**20:  # a bomb: for the reader to refuse, not for us
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        stored = sum(group.total_byte_size for group in groups)
+        rows = max([about.num_rows, *(group.num_rows for group in groups)])
+        if rows > 1000 or stored > 2**20:  # a bomb: for the reader to refuse, not for us
             return _bytes(data, rng)
         table = pq.read_table(io.BytesIO(data))
     except Exception:  # noqa: BLE001 - damaged already
