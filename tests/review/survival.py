@@ -102,9 +102,16 @@ class Lab:
             time.sleep(0.001)
 
     def work(self, rng: np.random.Generator) -> None:
-        """Until the clients have got a random number of answers, and a random moment longer."""
+        """Until the clients have got a random number of answers, and a random moment longer.
+
+        Half of the time also until cells were read and some of them were acted upon, or 10 s.
+        """
         wanted = self.answers + int(rng.integers(0, 60))
-        while self.answers < wanted and not any(client.problem for client in self.clients):
+        acts = self.acts + int(rng.integers(-3, 4))
+        until = time.monotonic() + 10
+        while not any(client.problem for client in self.clients):
+            if self.answers >= wanted and (self.acts >= acts or time.monotonic() > until):
+                break
             time.sleep(0.002)
         time.sleep(float(rng.uniform(0, 0.05)))
 
@@ -112,6 +119,11 @@ class Lab:
     def answers(self) -> int:
         """What the clients were answered so far."""
         return sum(client.journal.answered for client in self.clients)
+
+    @property
+    def acts(self) -> int:
+        """What they did to cells and cases, and were answered."""
+        return sum(len(client.journal.acts) for client in self.clients)
 
     def log(self) -> str:
         """The end of what the server said."""
