@@ -6,7 +6,6 @@ hashes of what was signed; no word, name or picture of it. Copies in back-ups ar
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from sqlalchemy import func, select, update
@@ -16,11 +15,10 @@ from leukoscope.review import audit, cases
 from leukoscope.review.accounts import acting
 from leukoscope.review.blobs import Blobs
 from leukoscope.review.database import Database
+from leukoscope.review.intake import ON_THEIR_WAY
 from leukoscope.review.jobs import GOING_ON
 from leukoscope.review.problems import Conflict, NotFound, text
 from leukoscope.review.schema import Case, Cell, Change, Entry, Job, Signature, Upload, User
-
-log = logging.getLogger("leukoscope.review")
 
 
 def erase(database: Database, blobs: Blobs, by: User, case_id: str, reason: str) -> int:
@@ -49,7 +47,7 @@ def erase(database: Database, blobs: Blobs, by: User, case_id: str, reason: str)
 
 
 def _refuse_busy(session: Session) -> None:
-    coming = select(func.count()).where(Upload.state.in_(("receiving", "received")))
+    coming = select(func.count()).where(ON_THEIR_WAY)
     if session.scalar(coming) or session.scalar(select(func.count()).where(GOING_ON)):
         raise Conflict(
             "Files are on their way or being read",

@@ -27,12 +27,13 @@ from leukoscope.review.blobs import Blobs, free_bytes
 from leukoscope.review.database import Database
 from leukoscope.review.files import clean
 from leukoscope.review.limits import lane
-from leukoscope.review.problems import Conflict, NotFound, TooMany
+from leukoscope.review.problems import Conflict, NotFound
 from leukoscope.review.schema import Upload, User
 from leukoscope.review.settings import Settings
 
 Kind = Literal["auto", "cell", "field"]
 KINDS: tuple[Kind, ...] = ("auto", "cell", "field")
+ON_THEIR_WAY = Upload.state.in_(("receiving", "received"))
 SILENCE = 60
 """Seconds without a byte after which an upload is cut off; it can be continued."""
 SPARE = 200_000_000
@@ -99,18 +100,14 @@ def start(
 
 
 def _refuse_too_many(session: Session, by: User, case_id: str, settings: Settings) -> None:
-    on_their_way = select(func.count()).where(Upload.state.in_(("receiving", "received")))
-    for query, most, whose in (
-        (on_their_way.where(Upload.created_by == by.id), settings.files_per_user, "of yours "),
-        (on_their_way, settings.files_waiting, ""),
-    ):
-        count = session.scalar(query) or 0
-        if count >= most:
-            raise TooMany(
-                f"{count:,} files {whose}are on their way or wait to be read; allowed: {most:,}",
-                fix="Wait until some are read, or give up those that were cut off.",
-                wait=jobs.BUSY,
-            )
+    coming = select(func.count()).where(ON_THEIR_WAY)
+    jobs.refuse_beyond(
+        session,
+        (coming.where(Upload.created_by == by.id), settings.files_per_user),
+        (coming, settings.files_waiting),
+        said="files {whose}are on their way or wait to be read",
+        fix="Wait until some are read, or give up those that were cut off.",
+    )
     jobs.refuse_too_many(session, by, settings, besides=case_id)
     there = session.scalar(select(func.count()).where(Upload.case_id == case_id)) or 0
     if there >= settings.cells_per_case:

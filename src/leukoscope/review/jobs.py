@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.review import audit, cases
@@ -19,6 +19,8 @@ Kind = Literal["intake", "reread"]
 GOING_ON = Job.state.in_(("waiting", "running"))
 BUSY = 10
 """Seconds after which somebody whose files or cases must wait may ask again."""
+Bound = tuple[Select[int], int]
+"""What is counted, and how many there may be."""
 
 
 def order(
@@ -49,17 +51,22 @@ def order(
 def refuse_too_many(session: Session, by: User, settings: Settings, besides: str = "") -> None:
     """TooMany where so many cases wait to be read that none is taken besides that one."""
     waiting = select(func.count()).where(GOING_ON, Job.case_id != besides)
-    for query, most, whose in (
-        (waiting.where(Job.user_id == by.id), settings.jobs_per_user, "of yours "),
-        (waiting, settings.jobs_waiting, ""),
-    ):
+    refuse_beyond(
+        session,
+        (waiting.where(Job.user_id == by.id), settings.jobs_per_user),
+        (waiting, settings.jobs_waiting),
+        said="cases {whose}wait to be read",
+        fix="Wait until some of them are read.",
+    )
+
+
+def refuse_beyond(session: Session, mine: Bound, all_: Bound, *, said: str, fix: str) -> None:
+    """TooMany where a count has reached its bound, of one person or of everybody."""
+    for (query, most), whose in ((mine, "of yours "), (all_, "")):
         count = session.scalar(query) or 0
         if count >= most:
-            raise TooMany(
-                f"{count:,} cases {whose}wait to be read; allowed: {most:,}",
-                fix="Wait until some of them are read.",
-                wait=BUSY,
-            )
+            waits = said.format(whose=whose)
+            raise TooMany(f"{count:,} {waits}; allowed: {most:,}", fix=fix, wait=BUSY)
 
 
 def find(session: Session, job_id: str) -> Job:
