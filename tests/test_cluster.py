@@ -135,6 +135,25 @@ def test_a_worker_of_other_versions_is_refused() -> None:
         cluster._check(cluster._versions() | {"numpy": "0.0.1"})
 
 
+@pytest.mark.parametrize("broken", [1, 4, 5])
+def test_a_connection_that_the_head_breaks_off_is_tried_again(broken: int) -> None:
+    class Head:
+        tried = 0
+
+        def init(self, **_: object) -> None:
+            self.tried += 1
+            if self.tried <= broken:
+                raise ConnectionAbortedError("Initialization failure\nits server is a zombie")
+
+    head = Head()
+    if broken < cluster.CONNECTIONS:
+        cluster._connect(head, "ray://head:1")
+        assert head.tried == broken + 1
+    else:
+        with pytest.raises(InputError, match="ray://head:1: its server is a zombie"):
+            cluster._connect(head, "ray://head:1")
+
+
 def test_two_hosts_work_as_one(made: Made, tmp_path: Path) -> None:
     """The head, without a core, in one network namespace; the worker, with two, in another."""
     pytest.importorskip("ray", reason="RAY ABSENT: pip install 'leukoscope[ray]'")

@@ -30,6 +30,7 @@ Spread = Callable[..., Iterator[Any]]
 
 CHUNK = 16  # items a task: a second or less, which is what a dead worker costs
 RETRIES = 5  # after which a file that kills every worker is named, not tried for ever
+CONNECTIONS = 5  # that a head may break off before it counts as one that doesn't answer
 _ADDRESS = r"ray://(\[[0-9a-fA-F:]+\]|[^\s/:\[\]]+):\d{1,5}"
 # What must be the same everywhere for the same bits to come out.
 _PACKAGES = ("leukoscope", "numpy", "onnxruntime", "opencv-python-headless", "openvino", "pillow",
@@ -88,15 +89,26 @@ def unseen(path: Path) -> InputError:
 def _connect(ray: Any, engine: str) -> None:
     # Its own address given to it is found as `ray` finds one: by RAY_ADDRESS, or on this machine.
     address = {} if engine == "ray" else {"address": engine}
-    try:
-        ray.init(**address, logging_level="ERROR", log_to_driver=False)
-    except Exception as problem:  # noqa: BLE001 - its errors share no class of their own
-        raise InputError(
-            f"No Ray cluster answers at {engine}: {_line(problem)}",
-            fix="Start one with: ray start --head --disable-usage-stats (docs/cluster.md); its "
-            "Ray and Python must be of the versions here.",
-            field="engine",
-        ) from None
+    for left in reversed(range(CONNECTIONS)):
+        try:
+            ray.init(**address, logging_level="ERROR", log_to_driver=False)
+            return
+        except ConnectionAbortedError as problem:
+            # The head forks a server for each client while its own threads run, and some die of
+            # that before they start (github.com/ray-project/ray/issues/63202). The next one won't.
+            if not left:
+                raise _no_answer(engine, problem) from None
+        except Exception as problem:  # noqa: BLE001 - its errors share no class of their own
+            raise _no_answer(engine, problem) from None
+
+
+def _no_answer(engine: str, problem: BaseException) -> InputError:
+    return InputError(
+        f"No Ray cluster answers at {engine}: {_line(problem)}",
+        fix="Start one with: ray start --head --disable-usage-stats (docs/cluster.md); its "
+        "Ray and Python must be of the versions here.",
+        field="engine",
+    )
 
 
 def _line(problem: BaseException) -> str:
