@@ -246,17 +246,17 @@ def user_of(session: Session, token: str) -> Visit | None:
     Only reads. `touch` keeps a session alive; what asks by itself (polling) shouldn't.
     """
     found = session.execute(
-        select(Login, User)
-        .join(User, User.id == Login.user_id)
+        select(User, Login.seen, Login.expires)
+        .join(Login, User.id == Login.user_id)
         .where(Login.token_hash == _hashed(token), User.active)
     ).one_or_none()
     if found is None:
         return None
-    login, user = found
+    user, seen, expires = found
     moment = now()
-    if moment >= min(login.expires, login.seen + IDLE):
+    if moment >= min(expires, seen + IDLE):
         return None
-    return Visit(user, due=moment - login.seen > RENEW_AFTER)
+    return Visit(user, due=moment - seen > RENEW_AFTER)
 
 
 def touch(session: Session, token: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, UnknownNameError
@@ -25,6 +25,7 @@ from leukoscope.review.schema import Case, Cell, Change, Reading, User, now
 
 ACTS = ("label", "comment", "redo")  # what undo takes back
 Values = dict[int, dict[str, Any]]  # cell id -> {label} or {comment}
+_NEW_CHANGE = insert(Change)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def undo(session: Session, by: User, case_id: str, seen: int | None = None) -> A
     by = acting(session, by, "reviewer")
     case = open_case(session, case_id)
     done = _done_since(session, by, case, "undo", seen)
-    return done or _reverse(session, by, case, _to_undo(session, by, case), "undo")
+    return done or _reverse(session, by, case, _to_undo(by, case), "undo")
 
 
 def redo(session: Session, by: User, case_id: str, seen: int | None = None) -> Act:
@@ -109,16 +110,17 @@ def redo(session: Session, by: User, case_id: str, seen: int | None = None) -> A
     by = acting(session, by, "reviewer")
     case = open_case(session, case_id)
     done = _done_since(session, by, case, "redo", seen)
-    return done or _reverse(session, by, case, _to_redo(session, by, case), "redo")
+    return done or _reverse(session, by, case, _to_redo(by, case), "redo")
 
 
-def can(session: Session, by: User, case_id: str) -> tuple[bool, bool]:
+def can(session: Session, by: User, case: Case) -> tuple[bool, bool]:
     """Whether there is something for this person to undo, and to redo."""
-    case = find(session, case_id)
     if case.state != "open":
         return False, False
-    targets = (_to_undo(session, by, case), _to_redo(session, by, case))
-    return targets[0] is not None, targets[1] is not None
+    undo, redo = (query.with_only_columns(Change.id).scalar_subquery()
+                  for query in (_to_undo(by, case), _to_redo(by, case)))  # fmt: skip
+    found = session.execute(select(undo, redo)).one()
+    return found[0] is not None, found[1] is not None
 
 
 def changes(session: Session, case_id: str, since: int = -1) -> list[Act]:
@@ -200,7 +202,8 @@ def _refuse_read_again(session: Session, case: Case, seen: Mapping[int, int]) ->
                 )
 
 
-def _reverse(session: Session, by: User, case: Case, target: Change | None, kind: str) -> Act:
+def _reverse(session: Session, by: User, case: Case, query: Select[Any], kind: str) -> Act:
+    target = session.scalar(query)
     if target is None:
         raise Conflict(f"You have nothing to {kind} in this case", field=kind)
     after = _values(target.before)
@@ -237,18 +240,19 @@ def _write(
                 update(Cell).where(Cell.id.in_(ids)).values(revision=case.revision, **dict(pairs)),
                 execution_options={"synchronize_session": False},
             )
-    change = Change(
-        case_id=case.id,
-        revision=case.revision,
-        kind=kind,
-        user_id=by.id,
-        before={str(i): values for i, values in before.items()},
-        after={str(i): values for i, values in after.items()},
-        at=now(),
-    )
-    session.add(change)
-    audit.record(session, by, kind, case, revision=case.revision, after=change.after)
-    return _as_act(change, by.name)
+    at = now()
+    values = {
+        "case_id": case.id,
+        "revision": case.revision,
+        "kind": kind,
+        "user_id": by.id,
+        "before": {str(i): values for i, values in before.items()},
+        "after": {str(i): values for i, values in after.items()},
+        "at": at,
+    }
+    session.connection().execute(_NEW_CHANGE, values)
+    audit.record(session, by, kind, case, revision=case.revision, after=values["after"])
+    return Act(case.revision, kind, by.name, at, after)
 
 
 def _present(session: Session, case: Case, wanted: Iterable[int]) -> dict[int, Any]:
@@ -281,11 +285,11 @@ def _others_acts(
     return list(session.scalars(query.order_by(Change.revision.desc())))
 
 
-def _to_undo(session: Session, by: User, case: Case) -> Change | None:
-    return session.scalar(_own(by, case).where(Change.kind.in_(ACTS), Change.undone.is_(None)))
+def _to_undo(by: User, case: Case) -> Select[Any]:
+    return _own(by, case).where(Change.kind.in_(ACTS), Change.undone.is_(None))
 
 
-def _to_redo(session: Session, by: User, case: Case) -> Change | None:
+def _to_redo(by: User, case: Case) -> Select[Any]:
     newest = (
         select(func.max(Change.revision))
         .where(
@@ -296,10 +300,10 @@ def _to_redo(session: Session, by: User, case: Case) -> Change | None:
         .scalar_subquery()
     )
     undone = _own(by, case).where(Change.kind == "undo", Change.undone.is_(None))
-    return session.scalar(undone.where(Change.revision > newest))
+    return undone.where(Change.revision > newest)
 
 
-def _own(by: User, case: Case) -> Any:
+def _own(by: User, case: Case) -> Select[Any]:
     """The person's acts in this version of the case, the latest first: a signature ends undoing."""
     signed = (
         select(func.coalesce(func.max(Change.revision), -1))

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from leukoscope.errors import InputError, LeukoscopeError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-NEWEST = "0003"  # the last revision in migrations/versions
+NEWEST = "0004"  # the last revision in migrations/versions
 WRITER_LOCK = 0x6C65756B  # the number of our advisory lock in PostgreSQL: "leuk"
 BUSY_MS = 30_000
 

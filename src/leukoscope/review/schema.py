@@ -240,7 +240,12 @@ class Change(Base):
     """
 
     __tablename__ = "changes"
-    __table_args__ = (UniqueConstraint("case_id", "revision", name="one_change_a_revision"),)
+    __table_args__ = (
+        UniqueConstraint("case_id", "revision", name="one_change_a_revision"),
+        # The last of a kind, and a person's last, are asked for at every act and glance.
+        Index("changes_by_kind", "case_id", "kind", "revision"),
+        Index("changes_by_person", "case_id", "user_id", "kind", "revision"),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     case_id: Mapped[str] = mapped_column(ForeignKey("cases.id"), index=True)
     revision: Mapped[int]

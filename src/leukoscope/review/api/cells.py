@@ -55,8 +55,9 @@ def _acted(db: Database, by: User, case_id: str, act: Act) -> JSONResponse:
     What others did meanwhile may be in it already; it comes again with what changed since.
     """
     with db.read() as session:
-        undo, redo = changes.can(session, by, case_id)
-        now = _plain(cases.cells(session, case_id, since=act.revision - 1))
+        case = cases.find(session, case_id)  # held, or each of these would look for it anew
+        undo, redo = changes.can(session, by, case)
+        now = _plain(cases.cells(session, case.id, since=act.revision - 1))
     return JSONResponse(
         {"revision": act.revision, "undo": undo, "redo": redo, "change": _change(act), "cells": now}
     )
@@ -77,11 +78,12 @@ def cells(case_id: str, by: Viewer, db: Db, since: Since = -1) -> JSONResponse: 
 
 
 @router.get("/cases/{case_id}/changes", responses=answered(models.Changes) | documented(404))
+@aside("glances")
 def changed(case_id: str, by: Viewer, db: Db, since: Since = -1) -> JSONResponse:
     """What happened after revision `since`: all that a second browser needs to keep up."""
     with db.read() as session:
         case = cases.find(session, case_id)
-        undo, redo = changes.can(session, by, case.id)
+        undo, redo = changes.can(session, by, case)
         acts = changes.changes(session, case.id, since) if case.revision > since else []
         views = cases.cells(session, case.id, since) if case.revision > since else []
         return JSONResponse(
@@ -94,6 +96,7 @@ def changed(case_id: str, by: Viewer, db: Db, since: Since = -1) -> JSONResponse
 @router.get(
     "/cases/{case_id}/differential", response_model=models.Differential, responses=documented(404)
 )
+@aside("glances")
 def count(case_id: str, by: Viewer, db: Db) -> dict[str, Any]:  # noqa: ARG001
     """The differential count of model and reviewer as it stands, and how far they agree."""
     with db.read() as session:
