@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from anyio.to_thread import run_sync
 from fastapi import Depends, Request, Response
 
 from leukoscope.review import accounts, security
@@ -40,11 +41,13 @@ def settings(request: Request) -> Settings:
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who asks, how: `session` is the browser session's token, `scopes` an API token's."""
+    """Who asks, how: `session` is the browser session's token, `scopes` an API token's. due: this
+    use of the session is to be noted."""
 
     user: User
     session: str = ""
     scopes: tuple[str, ...] = ()
+    due: bool = False
 
 
 async def _sent_token(request: Request) -> str:
@@ -70,6 +73,24 @@ def _visitor(request: Request) -> Visitor | None:
     return found
 
 
+async def _arrived(request: Request) -> Visitor | None:
+    """Who asks, for routes. Where the database is a file this looks on the event loop itself: it
+    takes a fraction of a millisecond and waits for no writer, while the turn of a thread would take
+    longer and keep that thread from people's acts."""
+    if database(request).file is None:
+        found = await run_sync(_visitor, request)
+    else:
+        found = _visitor(request)
+    if found and found.due and not request.url.path.endswith(_POLLED):
+        await run_sync(_touch, database(request), found.session)
+    return found
+
+
+def _touch(db: Database, token: str) -> None:
+    with db.begin() as session:
+        accounts.touch(session, token)
+
+
 def _by_token(request: Request) -> Visitor | None:
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer":  # a proxy's own, Basic say, is none of ours
@@ -91,12 +112,7 @@ def _by_cookie(request: Request) -> Visitor | None:
         return None
     with database(request).read() as session:
         visit = accounts.user_of(session, token)
-    if visit is None:
-        return None
-    if visit.due and not request.url.path.endswith(_POLLED):
-        with database(request).begin() as session:
-            accounts.touch(session, token)
-    return Visitor(visit.user, session=token)
+    return Visitor(visit.user, session=token, due=visit.due) if visit else None
 
 
 def visitor(request: Request) -> User | None:
@@ -112,11 +128,11 @@ class Needs:
     role: Role
     scope: str
 
-    def __call__(
+    async def __call__(
         self, request: Request, sent: Annotated[str, Depends(_sent_token, use_cache=True)]
     ) -> User:
         """The user; Unauthenticated or Forbidden otherwise."""
-        found = _visitor(request)
+        found = await _arrived(request)
         if found is None:
             raise Unauthenticated("Nobody is logged in", fix="Log in first.")
         if found.session and request.method not in security.SAFE:
@@ -155,13 +171,15 @@ def needs(role: Role, scope: Literal["read", "write", "admin", "session"] | None
 current_user = needs("viewer")
 
 
-def watcher(request: Request, sent: Annotated[str, Depends(_sent_token, use_cache=True)]) -> None:
+async def watcher(
+    request: Request, sent: Annotated[str, Depends(_sent_token, use_cache=True)]
+) -> None:
     """Who may see the metrics: a program with the setting's token, or an administrator."""
     token = settings(request).metrics_token
     given = f"Bearer {token}".encode()
     header = request.headers.get("authorization", "").encode()
     if not token or not secrets.compare_digest(header, given):
-        needs("administrator")(request, sent)
+        await needs("administrator")(request, sent)
 
 
 def csrf_token(request: Request) -> str:

@@ -63,12 +63,18 @@ THREADS = 6
 """For requests: more would only wait for the interpreter's lock, and make each other wait for it
 after every call into the database. Some wait for the database's writer or disk instead."""
 # How many of a kind work at once, and how many may wait.
-_ASIDE = {"pictures": (2, 500), "uploads": (1, 500), "long": (2, 50), "passwords": (2, 16)}
+_ASIDE = {
+    "pictures": (2, 500),
+    "uploads": (1, 500),
+    "glances": (1, 500),
+    "long": (2, 50),
+    "passwords": (2, 16),
+}
 # Of each event loop its own.
 _LIMITERS: dict[str, RunVar[CapacityLimiter]] = {name: RunVar(name) for name in _ASIDE}
 
 
-Kind = Literal["pictures", "uploads", "long", "passwords"]
+Kind = Literal["glances", "pictures", "uploads", "long", "passwords"]
 
 
 def lane(kind: Kind) -> CapacityLimiter:
@@ -85,8 +91,9 @@ def aside(kind: Kind) -> Callable[[Route], Route]:
     """A route whose work is slow waits for others of its kind, not in the way of the rest.
 
     Corrections would otherwise wait behind the thumbnails of everybody who opens a case, behind
-    files, of which programs send one after the other, or behind passwords, each of which takes
-    64 MiB and every core for a moment. TooMany where very many wait.
+    what pages ask by themselves to keep up (glances), behind files, of which programs send one
+    after the other, or behind passwords, each of which takes 64 MiB and every core for a moment.
+    TooMany where very many wait.
     """
 
     def decorated(route: Route) -> Route:

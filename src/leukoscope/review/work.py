@@ -29,8 +29,9 @@ from leukoscope.review.settings import Settings
 from leukoscope.review.untrusted import TOGETHER as CHUNK
 
 log = logging.getLogger("leukoscope.review")
-TOGETHER = 64
-"""Cells written at once, or as many as are read in SECONDS, so that progress shows."""
+TOGETHER = 16
+"""Cells written at once, or as many as are read in SECONDS, so that progress shows; more would keep
+people's acts waiting for the writer's turn."""
 SECONDS = 2.0
 MOMENT = 0.5  # seconds in which the next file of many follows
 DEPTH = 4  # files opened ahead
