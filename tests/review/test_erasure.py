@@ -85,6 +85,28 @@ def test_nothing_of_an_erased_case_is_left(served: Served) -> None:
     assert ada.post(path, json=why).json()["files"] == 0  # again is harmless
 
 
+def test_a_case_is_erased_on_its_page_by_its_name_alone(served: Served) -> None:
+    case = marked(served.browser("anna"))
+    ada = served.browser("ada")
+    page, path = ada.get(f"/cases/{case}/log").text, f"/cases/{case}/erase"
+    assert f'action="{path}"' in page
+    assert path not in served.browser("anna").get(f"/cases/{case}/log").text
+    called = ada.get(f"{PREFIX}/cases/{case}").json()["pseudonym"]
+    for given in (
+        {"pseudonym": "another", "reason": "kept for ten years"},
+        {"pseudonym": called, "reason": "x"},
+    ):
+        answer = ada.post(path, data=given)
+        assert answer.status_code == 422 and 'role="alert"' in answer.text
+    assert ada.get(f"/cases/{case}/log").status_code == 200
+    right = {"pseudonym": f" {called} ", "reason": "kept for ten years"}
+    answer = ada.post(path, data=right, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/cases")
+    assert (
+        ada.get(f"/cases/{case}/log").status_code == ada.post(path, data=right).status_code == 404
+    )
+
+
 def test_an_emptied_line_that_no_erasure_names_is_found(lab: Lab) -> None:
     with lab.database.begin() as session:
         session.execute(text("UPDATE audit SET details = :d WHERE id = 3"), {"d": audit.ERASED})

@@ -9,13 +9,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from leukoscope.errors import InputError, LeukoscopeError
-from leukoscope.review import access, audit, cases, differential, jobs, signing
+from leukoscope.review import access, audit, cases, differential, erasure, jobs, signing
 from leukoscope.review.access import needs
-from leukoscope.review.api.common import Db, Reviewer, Text, Viewer
+from leukoscope.review.api.common import Administrator, Db, Reviewer, Text, Viewer
 from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
 from leukoscope.review.limits import aside
 from leukoscope.review.pages.render import keys_of, page, seen
+from leukoscope.review.problems import NotFound
 from leukoscope.review.schema import Case, Cell, Upload, User
 from leukoscope.review.vocabulary import spelled
 
@@ -276,11 +277,50 @@ def log(
     before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
 ) -> Response:
     """The lines of the audit log that are of this case."""
+    return _log(request, user, database, case_id, before)
+
+
+def _log(
+    request: Request,
+    user: User,
+    database: Database,
+    case_id: str,
+    before: int | None = None,
+    problem: LeukoscopeError | None = None,
+) -> Response:
     with database.read() as session:
         context = _about(request, session, case_id)
         lines = audit.entries(session, context["case"].id, before, PAGE + 1)
     template = "log_rows.html" if "hx-request" in request.headers else "case_log.html"
     return page(
-        request, template, user, tab="log", lines=lines[:PAGE], more=len(lines) > PAGE, names={},
-        **context,
+        request, template, user, problem=problem, status=status_of(problem) if problem else 200,
+        tab="log", lines=lines[:PAGE], more=len(lines) > PAGE, names={}, **context,
     )  # fmt: skip
+
+
+@router.post("/{case_id}/erase")
+@aside("long")
+def erase(
+    request: Request,
+    user: Administrator,
+    case_id: str,
+    database: Db,
+    pseudonym: Text = "",
+    reason: Text = "",
+) -> Response:
+    """Erase the case for good; what it is called is typed again, since nothing takes it back."""
+    try:
+        with database.read() as session:
+            called = cases.find(session, case_id).pseudonym
+        if pseudonym.strip() != called:
+            raise InputError(
+                f"The case is called {called!r}, not {pseudonym.strip()[:128]!r}",
+                fix="Type what it is called, to be sure that it is this one.",
+                field="pseudonym",
+            )
+        erasure.erase(database, request.app.state.blobs, user, case_id, reason)
+    except NotFound:
+        raise
+    except LeukoscopeError as problem:
+        return _log(request, user, database, case_id, problem=problem)
+    return seen("/cases")
