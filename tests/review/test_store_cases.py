@@ -321,7 +321,7 @@ def test_a_signed_case_cannot_be_changed(lab: Lab) -> None:
     ]
     with lab.database.read() as session:
         before = signing.content(session, cases.find(session, lab.case))
-        assert changes.can(session, lab.anna, lab.case) == (False, False)
+        assert changes.can(session, lab.anna, cases.find(session, lab.case)) == (False, False)
     for act in acts:
         with lab.database.begin() as session, pytest.raises(Conflict, match="signed"):
             act(session)

@@ -279,11 +279,11 @@ def test_nothing_to_undo_or_redo(lab: Lab) -> None:
     with pytest.raises(Conflict, match="nothing to undo"):
         do(lab, changes.undo, lab.boris, lab.case)  # it is anna's
     with lab.database.read() as session:
-        assert changes.can(session, lab.anna, lab.case) == (True, False)
-        assert changes.can(session, lab.boris, lab.case) == (False, False)
+        assert changes.can(session, lab.anna, cases.find(session, lab.case)) == (True, False)
+        assert changes.can(session, lab.boris, cases.find(session, lab.case)) == (False, False)
     do(lab, changes.undo, lab.anna, lab.case)
     with lab.database.read() as session:
-        assert changes.can(session, lab.anna, lab.case) == (False, True)
+        assert changes.can(session, lab.anna, cases.find(session, lab.case)) == (False, True)
 
 
 def test_a_new_act_ends_redo(lab: Lab) -> None:
