@@ -79,7 +79,7 @@ def new_case(page: Any, address: str, pseudonym: str, slide: str = "", stain: st
 
 
 def upload(
-    page: Any, files: Sequence[Path], seen: Callable[[], None] | None = None, seconds: int = 60
+    page: Any, files: Sequence[Path], seen: Callable[[], None] | None = None, seconds: int = 300
 ) -> None:
     """Choose files on the page of images and wait until all have been read."""
     page.locator("#pick-files").set_input_files([str(path) for path in files])
