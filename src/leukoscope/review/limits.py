@@ -66,7 +66,7 @@ after every call into the database. Some wait for the database's writer or disk 
 _ASIDE = {
     "pictures": (2, 500),
     "uploads": (1, 500),
-    "glances": (1, 500),
+    "glances": (2, 500),
     "long": (2, 50),
     "passwords": (2, 16),
 }
