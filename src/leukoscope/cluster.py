@@ -93,22 +93,17 @@ def _connect(ray: Any, engine: str) -> None:
         try:
             ray.init(**address, logging_level="ERROR", log_to_driver=False)
             return
-        except ConnectionAbortedError as problem:
+        except Exception as problem:  # noqa: BLE001 - its errors share no class of their own
             # The head forks a server for each client while its own threads run, and some die of
             # that before they start (github.com/ray-project/ray/issues/63202). The next one won't.
-            if not left:
-                raise _no_answer(engine, problem) from None
-        except Exception as problem:  # noqa: BLE001 - its errors share no class of their own
-            raise _no_answer(engine, problem) from None
-
-
-def _no_answer(engine: str, problem: BaseException) -> InputError:
-    return InputError(
-        f"No Ray cluster answers at {engine}: {_line(problem)}",
-        fix="Start one with: ray start --head --disable-usage-stats (docs/cluster.md); its "
-        "Ray and Python must be of the versions here.",
-        field="engine",
-    )
+            if left and isinstance(problem, ConnectionAbortedError):
+                continue
+            raise InputError(
+                f"No Ray cluster answers at {engine}: {_line(problem)}",
+                fix="Start one with: ray start --head --disable-usage-stats (docs/cluster.md); its "
+                "Ray and Python must be of the versions here.",
+                field="engine",
+            ) from None
 
 
 def _line(problem: BaseException) -> str:

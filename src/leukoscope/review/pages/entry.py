@@ -10,7 +10,6 @@ from leukoscope.errors import LeukoscopeError
 from leukoscope.review import access, accounts
 from leukoscope.review.access import visitor
 from leukoscope.review.api.common import Db, InBrowser, Text, Viewer
-from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
 from leukoscope.review.limits import aside
 from leukoscope.review.pages.render import page, seen
@@ -38,9 +37,8 @@ def welcome(request: Request, token: str, database: Db) -> Response:
 def _welcome(
     request: Request, token: str, role: str, owner: str, problem: LeukoscopeError | None = None
 ) -> Response:
-    status = status_of(problem) if problem else 200
     return page(
-        request, "welcome.html", None, problem=problem, status=status,
+        request, "welcome.html", None, problem=problem,
         token=token, role=role, owner=owner, shortest=accounts.SHORTEST_PASSWORD,
     )  # fmt: skip
 
@@ -76,10 +74,7 @@ def enter(request: Request, name: Text = "", password: Text = "", next: Text = "
     try:
         return _enter(request, name, password, _inside(next))
     except LeukoscopeError as problem:
-        return page(
-            request, "login.html", None, problem=problem, status=status_of(problem),
-            next=_inside(next),
-        )  # fmt: skip
+        return page(request, "login.html", None, problem=problem, next=_inside(next))
 
 
 def _enter(request: Request, name: str, password: str, target: str) -> Response:
@@ -122,7 +117,6 @@ def _account(
         mine = [t for t in accounts.tokens(session, user) if t.user_id == user.id]
     return page(
         request, "account.html", user, problem=problem,
-        status=status_of(problem) if problem else 200,
         tokens=mine, made=made, scopes=accounts.scopes_of(user),
         shortest=accounts.SHORTEST_PASSWORD,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import leukoscope
 from leukoscope.errors import LeukoscopeError
 from leukoscope.review import access
-from leukoscope.review.api.errors import headers_of
+from leukoscope.review.api.errors import headers_of, status_of
 from leukoscope.review.cases import EXTRA_LABELS
 from leukoscope.review.problems import Unauthenticated
 from leukoscope.review.schema import User
@@ -45,7 +45,9 @@ def page(
     headers: Mapping[str, str] | None = None,
     **context: Any,
 ) -> Response:
-    """A template as an answer. `problem` is shown above the form that it belongs to."""
+    """A template as an answer. `problem` is shown above the form that it belongs to, and says the
+    status."""
+    status = status_of(problem) if problem else status
     state = request.app.state
     html = (
         _environment()

@@ -12,11 +12,9 @@ from leukoscope.errors import InputError, LeukoscopeError
 from leukoscope.review import access, audit, cases, differential, erasure, jobs, signing
 from leukoscope.review.access import needs
 from leukoscope.review.api.common import Administrator, Db, Reviewer, Text, Viewer
-from leukoscope.review.api.errors import status_of
 from leukoscope.review.database import Database
 from leukoscope.review.limits import aside
 from leukoscope.review.pages.render import keys_of, page, seen
-from leukoscope.review.problems import NotFound
 from leukoscope.review.schema import Case, Cell, Upload, User
 from leukoscope.review.vocabulary import spelled
 
@@ -71,7 +69,7 @@ def create(
             )
     except LeukoscopeError as problem:
         return page(
-            request, "new_case.html", user, problem=problem, status=status_of(problem),
+            request, "new_case.html", user, problem=problem,
             given=given | {"pixel_size": pixel_size},
         )  # fmt: skip
     return seen(f"/cases/{made.id}/images")
@@ -227,8 +225,7 @@ def _report(
         [c["predicted"] for c in looked_at], [c["label"] for c in looked_at]
     )
     return page(
-        request, "report.html", user, problem=problem,
-        status=status_of(problem) if problem else 200, tab="report", content=content,
+        request, "report.html", user, problem=problem, tab="report", content=content,
         signatures=signed, looked_at=looked_at, left=left, corrected=corrected, agreed=vars(agreed),
         earlier=content["case"]["version"] != found.version,
         intact=content["signed"] is None
@@ -293,8 +290,8 @@ def _log(
         lines = audit.entries(session, context["case"].id, before, PAGE + 1)
     template = "log_rows.html" if "hx-request" in request.headers else "case_log.html"
     return page(
-        request, template, user, problem=problem, status=status_of(problem) if problem else 200,
-        tab="log", lines=lines[:PAGE], more=len(lines) > PAGE, names={}, **context,
+        request, template, user, problem=problem, tab="log", lines=lines[:PAGE],
+        more=len(lines) > PAGE, names={}, **context,
     )  # fmt: skip
 
 
@@ -319,8 +316,6 @@ def erase(
                 field="pseudonym",
             )
         erasure.erase(database, request.app.state.blobs, user, case_id, reason)
-    except NotFound:
-        raise
     except LeukoscopeError as problem:
         return _log(request, user, database, case_id, problem=problem)
     return seen("/cases")
