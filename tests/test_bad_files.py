@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -32,6 +34,7 @@ from commands import (
     untouched,
 )
 from leukoscope.data.index import load
+from leukoscope.data.table import read_parquet
 from leukoscope.errors import InputError
 
 STOPPED = "Stopped by ctrl-C; nothing half-written was left behind.\n"
@@ -176,6 +179,15 @@ def test_folders_whose_name_is_no_utf8(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.run, base / "run")
     done("evaluate", base / "run")
     done("export", base / "run", "-o", base / "exported")
+
+
+def test_arrow_reads_by_itself(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of Python's in the hands of Arrow's threads can abort a command that is at its end."""
+    sources = []
+    read = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda s, **how: sources.append(s) or read(s, **how))
+    read_parquet(made.cells, "an index", fix="", field="")
+    assert [type(source) for source in sources] == [pa.OSFile]
 
 
 # --- where results go ---------------------------------------------------------------------------

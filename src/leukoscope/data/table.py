@@ -74,10 +74,12 @@ def read_parquet(
         got = "a folder" if os.path.isdir(path) else "nothing there"  # noqa: PTH112
         raise InputError(f"{path} can't be read as {what}: {got}", fix=fix, field=field)
     try:
-        # A handle, since pyarrow takes no path that isn't UTF-8.
-        with Path(path).open("rb") as handle:
+        # Arrow's own file: its threads may let go of one of Python's only while the interpreter
+        # ends, which aborts the process (https://github.com/apache/arrow/issues/50482). Bytes,
+        # since Arrow takes no str that isn't UTF-8.
+        with pa.OSFile(os.fsencode(path)) as handle:
             about = pq.read_metadata(handle)
-            _refuse_bomb(about, handle.seek(0, os.SEEK_END), path)
+            _refuse_bomb(about, handle.size(), path)
             if columns is not None:
                 columns = [name for name in about.schema.to_arrow_schema().names if name in columns]
             handle.seek(0)

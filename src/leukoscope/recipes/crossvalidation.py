@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from leukoscope.data.index import CellIndex
-from leukoscope.data.table import write_parquet
+from leukoscope.data.table import read_parquet, write_parquet
 from leukoscope.evaluate.intervals import mean_sd
 from leukoscope.files import output_folder, read_json, write_json, write_text
 from leukoscope.recipes import records
@@ -47,7 +47,7 @@ def run(
     classes = sorted(index.frame["label"].unique())
     metrics = [read_json(fold / "metrics.json") for fold in folds]
     _join(folds, out)
-    predictions = pd.read_parquet(out / "predictions.parquet")
+    predictions = _table(out / "predictions.parquet")
     write_json(out / "metrics.json", _together(predictions, metrics, classes))
     best = min(range(len(folds)), key=lambda k: _validation_loss(metrics[k]))
     for path in (folds[best] / "model").iterdir():
@@ -60,10 +60,15 @@ def run(
     return out
 
 
+def _table(path: Path) -> pd.DataFrame:
+    fix = "Train the run again."
+    return read_parquet(path, "a table of a run", fix=fix, field="source").to_pandas()
+
+
 def _join(folds: Sequence[Path], out: Path) -> None:
     """split.parquet, predictions.parquet and history.csv of all folds, with a column `fold`."""
     for name in ("split.parquet", "predictions.parquet"):
-        frames = [pd.read_parquet(fold / name).assign(fold=k) for k, fold in enumerate(folds)]
+        frames = [_table(fold / name).assign(fold=k) for k, fold in enumerate(folds)]
         joined = pd.concat(frames, ignore_index=True)
         write_parquet(pa.Table.from_pandas(joined, preserve_index=False), out / name)
     histories = [
