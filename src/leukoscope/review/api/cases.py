@@ -11,6 +11,7 @@ from leukoscope.review import access, cases, erasure, jobs
 from leukoscope.review.api import models
 from leukoscope.review.api.common import Administrator, Db, Key, Reviewer, Viewer
 from leukoscope.review.api.errors import documented
+from leukoscope.review.limits import aside
 from leukoscope.review.schema import Case, Job, Model
 
 router = APIRouter(tags=["cases"])
@@ -70,6 +71,7 @@ def reread(case_id: str, by: Reviewer, request: Request, db: Db) -> Job:
 
 
 @router.post("/cases/{case_id}/erase", response_model=models.Erased, responses=documented(404, 409))
+@aside("long")
 def erase(
     case_id: str, given: models.Erasure, by: Administrator, request: Request, db: Db
 ) -> dict[str, int]:
