@@ -98,6 +98,38 @@ def test_alone_nothing_is_changed() -> None:
     assert ranks.share(4).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("affine", [True, False])
+def test_normalisation_alone_is_torchs(layout: torch.memory_format, affine: bool) -> None:
+    """Results, running statistics and gradients; of one process the whole batch is its own."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    images, seen = drawn(5, 3, 4, 6).contiguous(memory_format=layout) + 7, drawn(5, 3, 4, 6)
+    weights = (drawn(3), drawn(3)) if affine else (None, None)
+    found = []
+    for normalise in (ranks._batch_norm, torch.nn.functional.batch_norm):
+        given = [images.clone().requires_grad_()]
+        given += [w.clone().requires_grad_() for w in weights if w is not None]
+        running = [torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)]
+        normed = normalise(given[0], *running, *(given[1:] or weights), training=True)
+        normed.backward(seen)
+        found.append([normed.detach(), *running, *(g.grad for g in given)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_normalisation_of_halves() -> None:
+    layer = torch.nn.BatchNorm2d(3)
+    halves = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+    given = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    normed = ranks._batch_norm(halves, *given)
+    normed.sum().backward()
+    assert normed.dtype == halves.grad.dtype == torch.bfloat16
+
+
 def trains(made: Made, out: Path, *more: str) -> list[str]:
     return torchrun(
         "-m", "leukoscope", "train", "lightweight-cnn", made.cells, "-o", out, "--split",
