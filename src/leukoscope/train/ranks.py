@@ -251,8 +251,8 @@ class _Normalised(torch.autograd.Function):
     gradient (Ioffe and Szegedy 2015, section 3); also mean and (biased) var, (channels,), and of
     how many values they are.
 
-    By torch's kernels for given statistics, since its own of one process read the batch twice and
-    arithmetic spelt out would ten times over.
+    By torch's kernels for given statistics: spelt out, the same arithmetic goes over the batch ten
+    times, which made two processes hardly faster than one.
     """
 
     @staticmethod
