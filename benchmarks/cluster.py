@@ -183,12 +183,12 @@ def workers(folder: Path, work: Path, bundle: Path, rounds: int) -> str:
     # Once: Ray reads it at its first start in a process.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
     found: dict[str, list[float]] = {}
-    epochs: list[float] = []
 
-    def timed(name: str, job: Any) -> None:
+    def timed(name: str, job: Any) -> Any:
         began = time.perf_counter()
-        job()
+        done = job()
         found.setdefault(name, []).append(time.perf_counter() - began)
+        return done
 
     def pair(engine: str, said: str) -> None:
         (work / "w.parquet").unlink(missing_ok=True)
@@ -203,8 +203,8 @@ def workers(folder: Path, work: Path, bundle: Path, rounds: int) -> str:
                 pair(engine, f"Ray, {cpus} worker{'s' * (cpus > 1)}")
         for number in (1, 2):
             said = f"{number} process{'es' * (number > 1)}"
-            timed(f"train, {said}", lambda n=number: epochs.append(train(work, n)))
-            found.setdefault(f"train, {said}, epochs alone", []).append(epochs.pop())
+            alone = timed(f"train, {said}", lambda n=number: train(work, n))
+            found.setdefault(f"train, {said}, epochs alone", []).append(alone)
     rows = [[name, f"{min(s):.1f}", f"{max(s):.1f}"] for name, s in sorted(found.items())]
     return markdown(["what", "fastest, s", "slowest, s"], rows)
 

@@ -20,7 +20,7 @@ from leukoscope.progress import track
 ONEDAL_ROWS = 10_000  # from so many on oneDAL fits a machine, where it is installed
 Coding = Literal["one_vs_rest", "one_vs_one"]
 _CACHE_MB = 500  # kernel rows that each machine of libsvm's may keep while it trains
-_ONEDAL_CACHE_MB = 3000  # oneDAL's machines, which follow each other; from 1500 half as long
+_ONEDAL_CACHE_MB = 3000  # oneDAL's machines, which follow each other; twice as fast as by 1500
 _CHUNK_BYTES = 256 * 2**20  # kernel values that are in memory at once while predicting
 
 
@@ -71,8 +71,9 @@ class OutputCodeSVM(ClassifierMixin, BaseEstimator):
 
     Training is libsvm's: between n² and n³ kernel evaluations of d multiplications a machine on
     one core (machines run side by side), beside one float64 copy of the features. From
-    `ONEDAL_ROWS` on it is oneDAL's where scikit-learn-intelex is installed, on all cores: the same
-    optimum within the tolerance of both solvers (1e-3), and the same numbers at every run.
+    `ONEDAL_ROWS` on it is oneDAL's where scikit-learn-intelex is installed, on all cores, with up
+    to 3 GB of kernel rows beside the features: the same optimum within the tolerance of both
+    solvers (1e-3), and the same numbers at every run.
     """
 
     def __init__(

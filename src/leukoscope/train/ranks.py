@@ -267,7 +267,7 @@ class _Normalised(torch.autograd.Function):
         squares = (values - mean.view(shape)).square_().sum(around)
         var = (total(squares.double()) / count).to(values.dtype)
         ctx.save_for_backward(images, weight, mean, var, count)
-        ctx.eps, ctx.biased = eps, bias is not None
+        ctx.eps = eps
         ctx.mark_non_differentiable(mean, var, count)
         normed = functional.batch_norm(values, mean, var, weight, bias, False, 0.0, eps)
         return normed.to(images.dtype), mean, var, count
@@ -286,7 +286,8 @@ class _Normalised(torch.autograd.Function):
         scale = narrow if weight is None else narrow * weight
         owed = (values - mean.view(shape)).mul_((scale * narrow * means[1]).view(shape))
         found.sub_(owed.add_((scale * means[0]).view(shape)))
-        own = (None if weight is None else along, sums if ctx.biased else None)
+        _, weighted, biased, _ = ctx.needs_input_grad
+        own = (along if weighted else None, sums if biased else None)
         return found.to(images.dtype), *own, None
 
 
